@@ -1,0 +1,57 @@
+# Everything a user or developer runs. `make demo` and `make test` work on a fresh machine
+# with Python 3.10+, g++ and make; nothing else has to be installed first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check bench wheel clean
+
+help:
+	@echo "make demo   build, fetch the demo model, quantize it, compare, talk"
+	@echo "make test   build and run every test"
+	@echo "make check  ruff, mypy, clang-format, import directions, file lengths"
+	@echo "make bench  measure against llama.cpp in the same run"
+	@echo "make wheel  build a wheel into dist/"
+
+$(VENV)/.base:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q "scikit-build-core>=0.10" "nanobind>=2.4" ninja "cmake>=3.18" numpy
+	@touch $@
+
+# The editable install builds the native code in place; cmake decides what is out of date.
+build: $(VENV)/.base
+	CMAKE_BUILD_PARALLEL_LEVEL=$${JOBS:-$$(nproc)} $(BIN)/python -m pip install -q --no-build-isolation -e .
+
+# torch first and pinned: it is only a test oracle, and its plain wheel would bring CUDA along.
+$(VENV)/.test: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop transformers
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.base
+	$(BIN)/python -m pip install -q ruff mypy clang-format
+	@touch $@
+
+demo: build
+	$(BIN)/python -m lowbit.cli demo
+
+test: build $(VENV)/.test
+	$(BIN)/python -m pytest
+
+check: build $(VENV)/.check
+	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'native/*.cc' 'native/*.h')
+	$(BIN)/python -m pytest tests/test_house.py
+
+bench: build $(VENV)/.test
+	$(BIN)/python bench/run.py
+
+wheel: $(VENV)/.base
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean:
+	rm -rf build dist src/lowbit/*.so

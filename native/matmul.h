@@ -1,0 +1,42 @@
+// Products of quantized matrices with activations, called by every member of a team together.
+#pragma once
+
+#include "matrix.h"
+#include "team.h"
+
+namespace lowbit {
+
+// Quantizes rows [first, last) of a.values into a's integer form. Needs no barrier inside; the caller
+// shares the rows out and puts a barrier before the first product.
+// Per token and group of 64: scale = amax / 127 (or / 16256), integer = round to even(value / scale).
+void quantize_rows(const Activations& a, size_t first, size_t last);
+
+// One matrix of a product and where its result goes: out[token * stride + row], rows below out_features.
+struct Product {
+  const Matrix* matrix;
+  float* out;
+  size_t stride;
+};
+
+// out = matrix * activations for several matrices that read the same activations (QKV, gate and up).
+// Every member of the team calls this with equal arguments; the work is shared out among them and no
+// barrier stands at the end: the caller puts one before it reads `out`.
+// A result depends on the matrix and on its own token's row only: not on the other tokens, on the number
+// of threads or on the split. `scratch` is per member and grows as needed.
+class MatmulScratch;
+void matmul(const Member& member, const Product* products, size_t count, const Activations& a,
+            MatmulScratch& scratch);
+
+class MatmulScratch {
+ public:
+  uint8_t* get(size_t bytes);  // 64-byte aligned
+
+ private:
+  std::unique_ptr<uint8_t[]> memory_;
+  size_t capacity_ = 0;
+};
+
+// out[0 .. in_features) = row `row` of the matrix in float32 (embedding lookup).
+void dequantize_row(const Matrix& m, size_t row, float* out);
+
+}  // namespace lowbit

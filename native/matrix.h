@@ -1,0 +1,97 @@
+// A quantized matrix as the kernels see it: plain pointers into memory that somebody else owns.
+//
+// Layout (normative text in docs/formats.md). Rows are padded to blocks of 32 with zero scales, inputs
+// to chunks of 32 with code 0. A chunk of one block holds two tiles of 16 rows; a tile holds 8 steps of
+// four inputs. In a 64-byte vector of step s, byte 4 * row + j belongs to input 4 * s + j.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace lowbit {
+
+constexpr size_t kTileRows = 16;
+constexpr size_t kBlockRows = 32;
+constexpr size_t kChunk = 32;             // inputs of one chunk
+constexpr size_t kSumStride = 16;         // inputs between two prefix sums of the activations
+constexpr size_t kActivationGroup = 64;   // activations that share one scale
+constexpr int kLimbBase = 128;            // a two-limb number is 128 * high + low, low in [-64, 63]
+constexpr int kLimbMax = 127 * kLimbBase;  // 16256, the largest two-limb magnitude
+
+inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+
+enum class Number : uint8_t { fp32, fp16, bf16, e8m0, e4m3 };
+
+inline size_t number_bytes(Number n) {
+  return n == Number::fp32 ? 4 : (n == Number::fp16 || n == Number::bf16) ? 2 : 1;
+}
+
+// How a code becomes a number of the integer dot product.
+enum class Map : uint8_t {
+  linear,  // step * code + base
+  table1,  // one signed byte per code
+  table2,  // two limbs per code
+};
+
+struct CodeTerm {
+  int bits;               // width of a stored code, 1..8
+  const uint8_t* codes;   // [blocks][chunks][2][64 * bits]
+  size_t group_size;      // inputs per scale: a multiple of 16, or the padded row
+  size_t groups;          // scales per row
+  Number scale_type;
+  const void* scales;     // [blocks][groups][32]
+  const uint8_t* zero_points;  // [blocks][groups][32] in code units, or null
+  Number offset_type;
+  const void* offsets;    // [blocks][groups][32], added to scale * level, or null
+  const uint8_t* selectors;  // [blocks][groups][32], which of the tables, or null
+  float unit;             // value of integer level 1, times the tensor's scale
+  Map map;
+  int32_t step, base;     // map == linear
+  // Tables of (level + 128): the unsigned operand of the dot product. 256 entries, or 4 x 16 with selectors.
+  alignas(64) uint8_t high[256];
+  alignas(64) uint8_t low[256];  // map == table2 only: 128 * high + low
+};
+
+struct FloatTerm {
+  Number type;         // fp32, fp16, bf16
+  const void* values;  // [blocks][in_features][32]
+};
+
+struct Matrix {
+  size_t out_features = 0;
+  size_t in_features = 0;
+  std::vector<CodeTerm> codes;
+  std::vector<FloatTerm> floats;
+  size_t blocks() const { return round_up(out_features, kBlockRows) / kBlockRows; }
+  size_t chunks() const { return round_up(in_features, kChunk) / kChunk; }
+  size_t bytes() const;  // of weights read by one product
+};
+
+// Activations of n tokens in every form that the kernels read. Rows are padded with zeros.
+struct Activations {
+  size_t tokens = 0;
+  size_t in_features = 0;
+  size_t padded = 0;   // in_features rounded up to a chunk
+  int limbs = 1;       // 1: int8; 2: 128 * high + low
+  size_t groups = 0;   // activation groups per token
+  const float* values = nullptr;  // [tokens][in_features], the float input
+  int8_t* high = nullptr;         // [tokens][padded]
+  int8_t* low = nullptr;          // [tokens][padded], limbs == 2 only
+  float* scales = nullptr;        // [tokens][groups]
+  int32_t* sums = nullptr;        // [tokens][padded / 16 + 1], prefix sums of the integers
+};
+
+// Memory for Activations of up to `tokens` rows; grows, never shrinks.
+class ActivationBuffer {
+ public:
+  // Lays out `tokens` rows over the buffer. The returned struct is valid until the next call.
+  Activations prepare(size_t tokens, size_t in_features, int limbs, const float* values);
+
+ private:
+  std::unique_ptr<uint8_t[]> memory_;
+  size_t capacity_ = 0;
+};
+
+}  // namespace lowbit

@@ -1,0 +1,30 @@
+"""The exceptions that lowbit raises on purpose.
+
+LowbitError
+ +- FormatError        a number format or scheme that does not exist or does not fit the matrix
+ +- CheckpointError    a file or directory that is damaged, incomplete or hostile
+ +- UnsupportedError   well-formed input that lowbit cannot run; the text says what it can
+ +- RequestError       a generation request outside the limits of the model
+
+Each message gives the operation, the value received, the limit and the remedy.
+"""
+
+
+class LowbitError(Exception):
+    """Base of every error that lowbit raises on purpose."""
+
+
+class FormatError(LowbitError, ValueError):
+    """A number format or scheme that does not exist or does not fit the matrix."""
+
+
+class CheckpointError(LowbitError, ValueError):
+    """A file or directory that is damaged, incomplete or hostile."""
+
+
+class UnsupportedError(LowbitError):
+    """Well-formed input that lowbit cannot run."""
+
+
+class RequestError(LowbitError, ValueError):
+    """A generation request outside the limits of the model."""
