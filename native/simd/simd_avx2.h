@@ -7,9 +7,15 @@
 
 namespace lowbit::LOWBIT_ISA {
 
-struct F32 { __m256 a, b; };
-struct I32 { __m256i a, b; };
-struct U8 { __m256i a, b; };
+struct F32 {
+  __m256 a, b;
+};
+struct I32 {
+  __m256i a, b;
+};
+struct U8 {
+  __m256i a, b;
+};
 
 constexpr size_t kGemmColumns = 2;  // 2 tiles x 2 registers x 2 columns: 8 of 16 registers accumulate
 
@@ -180,16 +186,19 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return set1_i32(x);
 }
-// maddubs adds two products in int16. 127 * 127 * 2 and 128 * 127 * 2 fit, 255 * 127 * 2 does not, so the
-// top bit of the weight goes through its own product: exact for every u8 weight (and s8 above -128).
+// maddubs adds two products in int16. 127 * -128 * 2 and 128 * -128 * 2 = -32768 fit, 255 * 127 * 2 does
+// not, so the top bit of the weight goes through its own product: exact for every u8 and s8.
 LOWBIT_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i a) {
   const __m256i ones = _mm256_set1_epi16(1);
   const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
   const __m256i lower = _mm256_maddubs_epi16(_mm256_andnot_si256(top, w), a);
   const __m256i upper = _mm256_maddubs_epi16(_mm256_and_si256(top, w), a);
-  return _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_madd_epi16(lower, ones), _mm256_madd_epi16(upper, ones)));
+  return _mm256_add_epi32(acc,
+                          _mm256_add_epi32(_mm256_madd_epi16(lower, ones), _mm256_madd_epi16(upper, ones)));
 }
-LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) { return {dot4_half(acc.a, w.a, a.a), dot4_half(acc.b, w.b, a.b)}; }
+LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) {
+  return {dot4_half(acc.a, w.a, a.a), dot4_half(acc.b, w.b, a.b)};
+}
 // The same for weights below 128, half the work.
 LOWBIT_INLINE __m256i dot4_small_half(__m256i acc, __m256i w, __m256i a) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));

@@ -7,9 +7,15 @@
 
 namespace lowbit::LOWBIT_ISA {
 
-struct F32 { __m512 v; };
-struct I32 { __m512i v; };
-struct U8 { __m512i v; };
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+struct U8 {
+  __m512i v;
+};
 
 constexpr size_t kGemmColumns = 6;  // 2 x 6 integer and 2 x 6 float accumulators fit 32 registers
 
@@ -58,8 +64,19 @@ LOWBIT_INLINE float reduce_add(F32 a) {
   const __m128 z = _mm_add_ps(y, _mm_movehl_ps(y, y));
   return _mm_cvtss_f32(_mm_add_ss(z, _mm_movehdup_ps(z)));
 }
-LOWBIT_INLINE float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
-LOWBIT_INLINE float reduce_min(F32 a) { return _mm512_reduce_min_ps(a.v); }
+// Not _mm512_reduce_max_ps: its operand order is the compiler's, and decides between -0, +0 and NaN.
+LOWBIT_INLINE float reduce_max(F32 a) {
+  const __m256 x = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 z = _mm_max_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_max_ss(z, _mm_movehdup_ps(z)));
+}
+LOWBIT_INLINE float reduce_min(F32 a) {
+  const __m256 x = _mm256_min_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 y = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 z = _mm_min_ps(y, _mm_movehl_ps(y, y));
+  return _mm_cvtss_f32(_mm_min_ss(z, _mm_movehdup_ps(z)));
+}
 
 LOWBIT_INLINE I32 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 LOWBIT_INLINE void store_i32(int32_t* p, I32 a) { _mm512_storeu_si512(p, a.v); }

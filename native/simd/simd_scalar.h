@@ -8,17 +8,23 @@
 
 namespace lowbit::LOWBIT_ISA {
 
-struct F32 { float v[16]; };
-struct I32 { int32_t v[16]; };
-struct U8 { uint8_t v[64]; };
+struct F32 {
+  float v[16];
+};
+struct I32 {
+  int32_t v[16];
+};
+struct U8 {
+  uint8_t v[64];
+};
 
 constexpr size_t kGemmColumns = 2;
 
-#define LOWBIT_MAP(type, n, expression)         \
-  do {                                          \
-    type out;                                   \
+#define LOWBIT_MAP(type, n, expression)                  \
+  do {                                                   \
+    type out;                                            \
     for (int i = 0; i < n; ++i) out.v[i] = (expression); \
-    return out;                                 \
+    return out;                                          \
   } while (0)
 
 inline F32 load(const float* p) { LOWBIT_MAP(F32, 16, p[i]); }
@@ -59,7 +65,8 @@ inline float fp16_to_float(uint16_t h) {
     const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
     return sign ? -magnitude : magnitude;
   }
-  const uint32_t x = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
+  uint32_t x = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | (mantissa << 13);
+  if (exponent == 31 && mantissa) x |= 0x00400000u;  // NaN keeps its payload and becomes quiet
   float f;
   std::memcpy(&f, &x, 4);
   return f;
@@ -69,9 +76,9 @@ inline uint16_t float_to_fp16(float f) {
   std::memcpy(&x, &f, 4);
   const uint16_t sign = static_cast<uint16_t>((x >> 16) & 0x8000);
   x &= 0x7fffffff;
-  if (x > 0x7f800000) return sign | 0x7e00;                     // NaN
-  if (x >= 0x477ff000) return sign | 0x7c00;                    // rounds to infinity
-  if (x < 0x38800000) {                                         // subnormal: multiples of 2^-24
+  if (x > 0x7f800000) return sign | 0x7e00 | ((x >> 13) & 0x1ff);  // NaN: quiet, top of its payload
+  if (x >= 0x477ff000) return sign | 0x7c00;                       // rounds to infinity
+  if (x < 0x38800000) {                                            // subnormal: multiples of 2^-24
     float magnitude;
     std::memcpy(&magnitude, &x, 4);
     return sign | static_cast<uint16_t>(std::nearbyint(magnitude * 0x1p24f));
@@ -111,11 +118,19 @@ inline I32 set1_i32(int32_t x) { LOWBIT_MAP(I32, 16, x); }
 inline I32 zero_i32() { return set1_i32(0); }
 // Two's complement wrap-around, as the vector instructions have it.
 inline int32_t wrap(uint32_t x) { return static_cast<int32_t>(x); }
-inline I32 add(I32 a, I32 b) { LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i]))); }
-inline I32 sub(I32 a, I32 b) { LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i]))); }
-inline I32 mul(I32 a, I32 b) { LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i]))); }
+inline I32 add(I32 a, I32 b) {
+  LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) + static_cast<uint32_t>(b.v[i])));
+}
+inline I32 sub(I32 a, I32 b) {
+  LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) - static_cast<uint32_t>(b.v[i])));
+}
+inline I32 mul(I32 a, I32 b) {
+  LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])));
+}
 template <int n>
-inline I32 shift_left(I32 a) { LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) << n)); }
+inline I32 shift_left(I32 a) {
+  LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) << n));
+}
 inline I32 load_u8_i32(const uint8_t* p) { LOWBIT_MAP(I32, 16, p[i]); }
 inline void store_i8(int8_t* p, I32 a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
@@ -132,9 +147,13 @@ inline U8 set1_u8(uint8_t x) { LOWBIT_MAP(U8, 64, x); }
 inline U8 and_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, a.v[i] & b.v[i]); }
 inline U8 or_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, a.v[i] | b.v[i]); }
 template <int n>
-inline U8 shift_right(U8 a) { LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] >> n)); }
+inline U8 shift_right(U8 a) {
+  LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] >> n));
+}
 template <int n>
-inline U8 shift_left(U8 a) { LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] << n)); }
+inline U8 shift_left(U8 a) {
+  LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] << n));
+}
 inline U8 spread_rows(const uint8_t* p) { LOWBIT_MAP(U8, 64, p[i / 4]); }
 inline U8 lookup16(const uint8_t* t, U8 a) { LOWBIT_MAP(U8, 64, t[a.v[i]]); }
 inline U8 lookup64(const uint8_t* t, U8 a) { LOWBIT_MAP(U8, 64, t[a.v[i]]); }
