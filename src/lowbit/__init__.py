@@ -1,0 +1,157 @@
+"""Run language models in the fewest bits, seconds and joules their accuracy allows.
+
+    import lowbit
+    model = lowbit.load("smollm2-135m")
+    print(model.generate("The capital of France is").text)
+
+Every public name is resolved on first use, so that `import lowbit` costs a millisecond and
+`lowbit run` never pays for what it does not touch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from os import PathLike
+
+    import numpy as np
+
+    from lowbit.engine import Generation, LanguageModel, load
+    from lowbit.errors import CheckpointError, FormatError, LowbitError, RequestError, UnsupportedError
+    from lowbit.formats import FORMATS, Format, Scheme, emulate, parse_format
+    from lowbit.kernels import matmul
+    from lowbit.packed import PackedMatrix
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "FORMATS": "lowbit.formats",
+    "Format": "lowbit.formats",
+    "Scheme": "lowbit.formats",
+    "emulate": "lowbit.formats",
+    "parse_format": "lowbit.formats",
+    "PackedMatrix": "lowbit.packed",
+    "quantize": "lowbit",
+    "matmul": "lowbit.kernels",
+    "Generation": "lowbit.engine",
+    "LanguageModel": "lowbit.engine",
+    "load": "lowbit.engine",
+    "CheckpointError": "lowbit.errors",
+    "FormatError": "lowbit.errors",
+    "LowbitError": "lowbit.errors",
+    "RequestError": "lowbit.errors",
+    "UnsupportedError": "lowbit.errors",
+}
+
+__all__ = [
+    "FORMATS",
+    "CheckpointError",
+    "Format",
+    "FormatError",
+    "Generation",
+    "LanguageModel",
+    "LowbitError",
+    "PackedMatrix",
+    "RequestError",
+    "Scheme",
+    "UnsupportedError",
+    "__version__",
+    "emulate",
+    "load",
+    "matmul",
+    "parse_format",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
+    if name == "quantize":
+        return import_module("lowbit.quantize")  # made callable below, see _Package
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(_HOME))
+
+
+def _quantize(
+    source: str | PathLike[str] | np.ndarray,
+    format: Any,
+    output: str | PathLike[str] | None = None,
+    *,
+    search: str = "mse",
+    embedding: Any = None,
+    layers: Mapping[str, Any] | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Any:
+    """Quantize an array to a PackedMatrix, or a checkpoint to a directory.
+
+    source: float array [out_features, in_features], or a model: a directory, a .gguf file,
+        a hub id or `smollm2-135m`.
+    format: a Format or its name (`"int4-g64"`); for a checkpoint also a Scheme or its name.
+    output: the directory to write; required for a checkpoint, refused for an array.
+    search: "mse" (least-squares scale) or "minmax".
+    embedding, layers: for a checkpoint, the format of the embedding and head, and formats by
+        pattern on the tensor name, the first match first.
+    progress: for a checkpoint, called after every tensor (see compress.quantize_checkpoint).
+    Returns a PackedMatrix for an array; a report (dict) for a checkpoint.
+    """
+    from lowbit.errors import RequestError
+    from lowbit.formats import Scheme, parse_format
+
+    def as_format(value: Any) -> Any:
+        return parse_format(value) if isinstance(value, str) else value
+
+    if not isinstance(source, str) and not hasattr(source, "__fspath__"):
+        extra = {"output": output, "embedding": embedding, "layers": layers, "progress": progress}
+        for name, value in extra.items():
+            if value is not None:
+                raise RequestError(f"quantize: {name} belongs to checkpoints and source is an array; omit it")
+        from lowbit.quantize import quantize_array
+
+        return quantize_array(source, as_format(format), search=search)
+
+    if output is None:
+        raise RequestError(
+            f"quantize: {str(source)!r} is a checkpoint and output is missing; name the directory to write"
+        )
+    from lowbit.compress import quantize_checkpoint
+    from lowbit.model.download import resolve
+
+    scheme = format
+    if not isinstance(scheme, Scheme):
+        scheme = Scheme.parse(format.name if hasattr(format, "tables") else format)
+    if embedding is not None:
+        scheme = dataclasses.replace(scheme, embedding=as_format(embedding))
+    if layers is not None:
+        overrides = {pattern: as_format(value) for pattern, value in layers.items()}
+        scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})
+    return quantize_checkpoint(resolve(str(source)), scheme, output, search=search, progress=progress)
+
+
+class _CallableRoom(types.ModuleType):
+    """The package `lowbit.quantize`, which is also the function `lowbit.quantize(...)`."""
+
+    __call__ = staticmethod(_quantize)
+
+
+class _Package(types.ModuleType):
+    """Importing a subpackage sets it as an attribute here; `quantize` must stay callable."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "quantize" and type(value) is types.ModuleType:
+            value.__class__ = _CallableRoom
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
