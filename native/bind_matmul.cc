@@ -1,0 +1,319 @@
+// Python's view of matrices, products, threads and the machine's limits. All validation of array sizes
+// is here; the kernels trust their arguments.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <stdexcept>
+#include <string>
+
+#include "bind_matrix.h"
+#include "isa.h"
+#include "matmul.h"
+#include "matmul_kernels.h"
+
+namespace nb = nanobind;
+using namespace lowbit;
+
+namespace {
+
+using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using FloatArray = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Number number_named(const std::string& name) {
+  if (name == "fp32") return Number::fp32;
+  if (name == "fp16") return Number::fp16;
+  if (name == "bf16") return Number::bf16;
+  if (name == "e8m0") return Number::e8m0;
+  if (name == "e4m3") return Number::e4m3;
+  throw nb::value_error(("number type '" + name + "' is not one of fp32, fp16, bf16, e8m0, e4m3").c_str());
+}
+
+const void* checked(const char* what, const AnyArray& array, size_t bytes) {
+  if (array.nbytes() == bytes) return array.data();
+  throw nb::value_error((std::string("Matrix: ") + what + " has " + std::to_string(array.nbytes()) +
+                         " bytes, its shape needs " + std::to_string(bytes))
+                            .c_str());
+}
+
+// Chooses how levels become integers: an arithmetic progression stays linear; levels that are integers of
+// at most 127 times a power of two fit one byte; all others take two limbs, within peak / 32512 of exact.
+void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, float tensor_scale) {
+  float peak = 0;
+  for (size_t i = 0; i < tables * count; ++i) {
+    if (!std::isfinite(levels[i])) throw nb::value_error("Matrix: levels must be finite");
+    peak = std::max(peak, std::fabs(levels[i]));
+  }
+  if (peak == 0) throw nb::value_error("Matrix: levels must not all be zero");
+  const auto integral = [&](float unit, float limit) {
+    for (size_t i = 0; i < tables * count; ++i) {
+      const float q = levels[i] / unit;
+      if (q != std::nearbyint(q) || std::fabs(q) > limit) return false;
+    }
+    return true;
+  };
+  float unit = 0;
+  if (tables == 1 && integral(1.0f, 65536.0f)) {
+    const int base = static_cast<int>(levels[0]);
+    const int step = count > 1 ? static_cast<int>(levels[1]) - base : 1;
+    bool linear = step != 0 && std::abs(step) < 256 && std::abs(base) <= 256;
+    for (size_t i = 0; i < count; ++i)
+      linear = linear && levels[i] == static_cast<float>(base + step * static_cast<int>(i));
+    if (linear) {
+      t.map = Map::linear;
+      t.step = step;
+      t.base = base;
+      t.unit = tensor_scale;
+      return;
+    }
+  }
+  for (int power = 8; power >= -24 && unit == 0; --power)
+    if (integral(std::ldexp(1.0f, power), 127.0f)) unit = std::ldexp(1.0f, power);
+  t.map = unit != 0 ? Map::table1 : Map::table2;
+  if (unit == 0) {  // a power of two that makes them exact, if there is one; else the finest grid
+    for (int power = 8; power >= -24 && unit == 0; --power)
+      if (integral(std::ldexp(1.0f, power), static_cast<float>(kLimbMax))) unit = std::ldexp(1.0f, power);
+    if (unit == 0) unit = peak / static_cast<float>(kLimbMax);
+  }
+  t.unit = unit * tensor_scale;
+  std::memset(t.high, 128, sizeof t.high);
+  std::memset(t.low, 128, sizeof t.low);
+  const size_t stride = tables > 1 ? 16 : 256;
+  for (size_t table = 0; table < tables; ++table) {
+    for (size_t i = 0; i < count; ++i) {
+      const int q = static_cast<int>(std::nearbyint(levels[table * count + i] / unit));
+      const int high = t.map == Map::table2 ? static_cast<int>(std::floor((q + 64) / 128.0)) : q;
+      t.high[table * stride + i] = static_cast<uint8_t>(high + 128);
+      if (t.map == Map::table2) t.low[table * stride + i] = static_cast<uint8_t>(q - kLimbBase * high + 128);
+    }
+  }
+  // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
+}
+
+void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type, AnyArray scales,
+                   size_t group_size, FloatArray levels, float tensor_scale, std::optional<AnyArray> zero_points,
+                   const std::string& offset_type, std::optional<AnyArray> offsets,
+                   std::optional<AnyArray> selectors) {
+  Matrix& m = self.matrix;
+  if (bits < 1 || bits > 8)
+    throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
+  CodeTerm t = {};
+  t.bits = bits;
+  const size_t padded = m.chunks() * kChunk;
+  if (group_size != 0 && (group_size % kSumStride != 0 || m.in_features % group_size != 0) &&
+      group_size < m.in_features)
+    throw nb::value_error(("Matrix: group_size=" + std::to_string(group_size) +
+                           " must be a multiple of 16 that divides in_features=" + std::to_string(m.in_features) +
+                           ", or 0 for the whole row")
+                              .c_str());
+  const bool row = group_size == 0 || group_size >= m.in_features;
+  t.group_size = row ? padded : group_size;
+  t.groups = row ? 1 : m.in_features / group_size;
+  t.codes = static_cast<const uint8_t*>(
+      checked("codes", codes, m.blocks() * m.chunks() * 2 * 64 * static_cast<size_t>(bits)));
+  const size_t count = m.blocks() * t.groups * kBlockRows;
+  t.scale_type = number_named(scale_type);
+  t.scales = checked("scales", scales, count * number_bytes(t.scale_type));
+  if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
+  t.offset_type = number_named(offset_type);
+  if (offsets) t.offsets = checked("offsets", *offsets, count * number_bytes(t.offset_type));
+  const size_t tables = levels.shape(0), entries = levels.shape(1);
+  if (tables < 1 || tables > 4 || entries < 2 || entries > (size_t{1} << bits))
+    throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
+                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(1 << bits) + "]")
+                              .c_str());
+  if (selectors) {
+    if (bits > 4) throw nb::value_error("Matrix: several tables need codes of at most 4 bits");
+    t.selectors = static_cast<const uint8_t*>(checked("selectors", *selectors, count));
+    for (size_t i = 0; i < count; ++i)
+      if (t.selectors[i] >= tables)
+        throw nb::value_error(("Matrix: selector " + std::to_string(t.selectors[i]) + " but there are " +
+                               std::to_string(tables) + " tables")
+                                  .c_str());
+  } else if (tables > 1) {
+    throw nb::value_error("Matrix: several tables need selectors");
+  }
+  set_levels(t, levels.data(), tables, entries, tensor_scale);
+  m.codes.push_back(t);
+  for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points, offsets,
+                            selectors})
+    if (array) self.arrays.push_back(nb::cast(*array));
+}
+
+void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values) {
+  Matrix& m = self.matrix;
+  const Number number = number_named(type);
+  if (number != Number::fp32 && number != Number::fp16 && number != Number::bf16)
+    throw nb::value_error("Matrix: a float term is fp32, fp16 or bf16");
+  const void* data = checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
+  m.floats.push_back({number, data});
+  self.arrays.push_back(nb::cast(values));
+}
+
+size_t wanted_threads = 0;  // 0: the default
+
+template <typename T>
+nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shape) {
+  size_t count = 1;
+  for (size_t n : shape) count *= n;
+  *data = new T[std::max<size_t>(count, 1)];
+  nb::capsule owner(*data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+  return nb::ndarray<nb::numpy, T>(*data, shape, owner);
+}
+
+nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_bits) {
+  const Matrix& m = bound.matrix;
+  if (activation_bits != 8 && activation_bits != 16)
+    throw nb::value_error(
+        ("matmul: activation_bits=" + std::to_string(activation_bits) + ", must be 8 or 16").c_str());
+  if (x.shape(1) != m.in_features)
+    throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) + " columns, the matrix in_features=" +
+                           std::to_string(m.in_features))
+                              .c_str());
+  if (m.codes.empty() && m.floats.empty()) throw nb::value_error("matmul: the matrix has no terms");
+  float* out;
+  auto result = new_array<float>(&out, {x.shape(0), m.out_features});
+  if (x.shape(0)) {
+    nb::gil_scoped_release release;
+    ActivationBuffer buffer;
+    const Activations a = buffer.prepare(x.shape(0), m.in_features, activation_bits / 8, x.data());
+    const Product product = {&m, out, m.out_features};
+    team(wanted_threads).run([&](const Member& member) {
+      size_t first, last;
+      member.share(a.tokens, &first, &last);
+      quantize_rows(a, first, last);
+      member.barrier();
+      static thread_local MatmulScratch scratch;
+      matmul(member, &product, 1, a, scratch);
+    });
+  }
+  return nb::cast(result);
+}
+
+nb::object bound_dequantize(const BoundMatrix& bound) {
+  const Matrix& m = bound.matrix;
+  float* out;
+  auto result = new_array<float>(&out, {m.out_features, m.in_features});
+  {
+    nb::gil_scoped_release release;
+    team(wanted_threads).run([&](const Member& member) {
+      size_t first, last;
+      member.share(m.out_features, &first, &last);
+      for (size_t row = first; row < last; ++row) dequantize_row(m, row, out + row * m.in_features);
+    });
+  }
+  return nb::cast(result);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Best of repeated reads over a buffer, in bytes per second: the bound of decode.
+double measure_bandwidth(size_t bytes, double seconds) {
+  nb::gil_scoped_release release;
+  const size_t size = round_up(std::max<size_t>(bytes, 1 << 20), 4096);
+  std::unique_ptr<uint8_t[]> buffer(new uint8_t[size]);
+  double best = 0;
+  std::atomic<uint64_t> sink{0};
+  Team& crew = team(wanted_threads);
+  crew.run([&](const Member& member) {
+    size_t first, last;
+    member.share(size / 4096, &first, &last);
+    std::memset(buffer.get() + first * 4096, 1, (last - first) * 4096);
+  });
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    const auto start = std::chrono::steady_clock::now();
+    crew.run([&](const Member& member) {
+      size_t first, last;
+      member.share(size / 4096, &first, &last);
+      sink += matmul_kernels().read_memory(buffer.get() + first * 4096, (last - first) * 4096);
+    });
+    best = std::max(best, static_cast<double>(size) / seconds_since(start));
+  } while (seconds_since(begin) < seconds);
+  return sink.load() ? best : 0;
+}
+
+// Best rate of byte multiply-adds of all threads together: the bound of prefill.
+double measure_int8_peak(double seconds) {
+  nb::gil_scoped_release release;
+  const MatmulKernels& kernels = matmul_kernels();
+  constexpr size_t kRounds = 1 << 18;
+  double best = 0;
+  std::atomic<int64_t> sink{0};
+  Team& crew = team(wanted_threads);
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    const auto start = std::chrono::steady_clock::now();
+    crew.run([&](const Member&) { sink += kernels.dot_rounds(kRounds); });
+    const double work = static_cast<double>(kRounds * kernels.dots_per_round * crew.size());
+    best = std::max(best, work / seconds_since(start));
+  } while (seconds_since(begin) < seconds);
+  return best;
+}
+
+}  // namespace
+
+void bind_matmul(nb::module_& m) {
+  if (const char* error = isa_error()) throw std::runtime_error(error);
+  m.def("isa", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
+  m.def(
+      "supported_isas",
+      [] {
+        const char* names[5];
+        const int count = supported_isas(names);
+        return std::vector<std::string>(names, names + count);
+      },
+      "Instruction sets that this build and CPU support, best last.");
+  m.def("default_threads", &default_threads, "CPUs that affinity and the cgroup quota leave to this process.");
+  m.def("threads", [] { return team(wanted_threads).size(); }, "Threads that a product uses.");
+  m.def(
+      "set_threads",
+      [](size_t n) {
+        if (n > 1024) throw nb::value_error("set_threads: at most 1024 threads");
+        wanted_threads = n;
+        nb::gil_scoped_release release;
+        team(n ? n : default_threads());
+      },
+      nb::arg("threads"), "Use this many threads from now on; 0 means the default.");
+
+  nb::class_<BoundMatrix>(m, "Matrix")
+      .def(
+          "__init__",
+          [](BoundMatrix* self, size_t out_features, size_t in_features) {
+            constexpr size_t kLimit = size_t{1} << 31;
+            if (!out_features || !in_features || out_features >= kLimit || in_features >= kLimit)
+              throw nb::value_error(("Matrix: shape [" + std::to_string(out_features) + ", " +
+                                     std::to_string(in_features) + "] is outside 1 .. 2^31 - 1")
+                                        .c_str());
+            new (self) BoundMatrix();
+            self->matrix.out_features = out_features;
+            self->matrix.in_features = in_features;
+          },
+          nb::arg("out_features"), nb::arg("in_features"))
+      .def("add_code_term", &add_code_term, nb::arg("bits"), nb::arg("codes"), nb::arg("scale_type"),
+           nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
+           nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16", nb::arg("offsets") = nb::none(),
+           nb::arg("selectors") = nb::none())
+      .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"))
+      .def_prop_ro("shape",
+                   [](const BoundMatrix& b) {
+                     return nb::make_tuple(b.matrix.out_features, b.matrix.in_features);
+                   })
+      .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
+
+  m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,
+        "x float32 [n, in] times the matrix: float32 [n, out].");
+  m.def("dequantize", &bound_dequantize, nb::arg("matrix"), "The matrix as float32 [out, in].");
+  m.def("measure_bandwidth", &measure_bandwidth, nb::arg("bytes"), nb::arg("seconds"),
+        "Best rate of reading a buffer of `bytes` with all threads, in bytes per second.");
+  m.def("measure_int8_peak", &measure_int8_peak, nb::arg("seconds"),
+        "Best rate of int8 multiply-adds of all threads together, per second.");
+}

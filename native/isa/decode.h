@@ -1,0 +1,155 @@
+// From stored planes to the bytes of a dot product, and from integer sums to scaled floats: the parts
+// that the one-token and the many-token product share.
+#pragma once
+
+#include "matrix.h"
+#include "simd/simd.h"
+
+namespace lowbit::LOWBIT_ISA {
+
+constexpr size_t kSteps = kChunk / 4;
+
+// The 8 steps of a tile as codes, one per byte. Planes take the low bits of the code first, widest plane
+// first (docs/formats.md).
+template <int bits>
+LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
+  if constexpr (bits == 8) {
+    for (size_t s = 0; s < kSteps; ++s) out[s] = load_u8(p + 64 * s);
+    return;
+  }
+  constexpr bool four = bits >= 4;
+  constexpr bool two = (bits & 2) != 0, one = (bits & 1) != 0;
+  if constexpr (four) {
+    const U8 mask = set1_u8(0x0f);
+    for (size_t v = 0; v < 4; ++v) {
+      const U8 x = load_u8(p + 64 * v);
+      out[2 * v] = and_(x, mask);
+      out[2 * v + 1] = shift_right<4>(x);
+    }
+    p += 256;
+  }
+  if constexpr (two) {
+    const U8 mask = set1_u8(four ? 0x30 : 0x03);
+    for (size_t v = 0; v < 2; ++v) {
+      const U8 x = load_u8(p + 64 * v);
+      if constexpr (four) {  // to bits 4 and 5
+        out[4 * v] = or_(out[4 * v], and_(shift_left<4>(x), mask));
+        out[4 * v + 1] = or_(out[4 * v + 1], and_(shift_left<2>(x), mask));
+        out[4 * v + 2] = or_(out[4 * v + 2], and_(x, mask));
+        out[4 * v + 3] = or_(out[4 * v + 3], and_(shift_right<2>(x), mask));
+      } else {
+        out[4 * v] = and_(x, mask);
+        out[4 * v + 1] = and_(shift_right<2>(x), mask);
+        out[4 * v + 2] = and_(shift_right<4>(x), mask);
+        out[4 * v + 3] = shift_right<6>(x);
+      }
+    }
+    p += 128;
+  }
+  if constexpr (one) {
+    constexpr int position = (four ? 4 : 0) + (two ? 2 : 0);
+    const U8 mask = set1_u8(1 << position);
+    const U8 x = load_u8(p);
+    U8 bit[kSteps];
+    bit[position] = x;
+    if constexpr (position > 0) bit[0] = shift_left<position>(x);
+    if constexpr (position > 1) bit[1] = shift_left<position - 1>(x);
+    if constexpr (position > 2) bit[2] = shift_left<position - 2>(x);
+    if constexpr (position > 3) bit[3] = shift_left<position - 3>(x);
+    if constexpr (position > 4) bit[4] = shift_left<position - 4>(x);
+    if constexpr (position > 5) bit[5] = shift_left<position - 5>(x);
+    if constexpr (position < 1) bit[1] = shift_right<1 - position>(x);
+    if constexpr (position < 2) bit[2] = shift_right<2 - position>(x);
+    if constexpr (position < 3) bit[3] = shift_right<3 - position>(x);
+    if constexpr (position < 4) bit[4] = shift_right<4 - position>(x);
+    if constexpr (position < 5) bit[5] = shift_right<5 - position>(x);
+    if constexpr (position < 6) bit[6] = shift_right<6 - position>(x);
+    bit[7] = shift_right<7 - position>(x);
+    for (size_t s = 0; s < kSteps; ++s) {
+      const U8 b = and_(bit[s], mask);
+      if constexpr (position > 0)
+        out[s] = or_(out[s], b);
+      else
+        out[s] = b;
+    }
+  }
+}
+
+template <int bits>
+LOWBIT_INLINE U8 lookup(const uint8_t* table, U8 index) {
+  if constexpr (bits <= 4) return lookup16(table, index);
+  if constexpr (bits == 5 || bits == 6) return lookup64(table, index);
+  return lookup256(table, index);
+}
+
+LOWBIT_INLINE F32 load_number(Number type, const void* base, size_t index) {
+  switch (type) {
+    case Number::fp32:
+      return load(static_cast<const float*>(base) + index);
+    case Number::bf16:
+      return load_bf16(static_cast<const uint16_t*>(base) + index);
+    case Number::e8m0: {
+      // 2^(code - 127). As bits of a float the code is the exponent field; code 0 (2^-127, a subnormal)
+      // reads as 0, which is how padded rows are stored.
+      return from_bits(shift_left<23>(load_u8_i32(static_cast<const uint8_t*>(base) + index)));
+    }
+    case Number::e4m3: {
+      // Sign, exponent and mantissa moved to a float's fields give value * 2^-120, exactly (subnormals too).
+      const I32 code = load_u8_i32(static_cast<const uint8_t*>(base) + index);
+      return mul(from_bits(shift_left<20>(code)), set1(0x1p120f));
+    }
+    default:
+      return load_fp16(static_cast<const uint16_t*>(base) + index);
+  }
+}
+
+// End of the segment of inputs that starts at k: within it both the weight scale and the activation scale
+// are constant.
+LOWBIT_INLINE size_t segment_end(size_t k, size_t group_size, size_t padded) {
+  const size_t activation = (k / kActivationGroup + 1) * kActivationGroup;
+  const size_t weight = (k / group_size + 1) * group_size;
+  const size_t end = activation < weight ? activation : weight;
+  return end < padded ? end : padded;
+}
+
+// What a segment's integer sums are scaled by, per token.
+struct SegmentScale {
+  int32_t sum;        // of the segment's integer activations
+  float activation;   // their scale
+};
+
+LOWBIT_INLINE SegmentScale segment_scale(const Activations& a, size_t token, size_t k, size_t end) {
+  const int32_t* sums = a.sums + token * (a.padded / kSumStride + 1);
+  return {sums[end / kSumStride] - sums[k / kSumStride], a.scales[token * a.groups + k / kActivationGroup]};
+}
+
+// The term's scales, zero points and offsets of one tile in one group, loaded once for all tokens.
+struct TileScale {
+  F32 scale, zero_point, offset;
+};
+
+LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group, size_t tile) {
+  const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
+  TileScale s;
+  s.scale = load_number(t.scale_type, t.scales, index);
+  s.zero_point = t.zero_points ? to_f32(load_u8_i32(t.zero_points + index)) : zero_f32();
+  s.offset = t.offsets ? load_number(t.offset_type, t.offsets, index) : zero_f32();
+  return s;
+}
+
+// f + scale * activation * (total - zero_point * sum) + offset * activation * sum
+LOWBIT_INLINE F32 add_scaled(F32 f, F32 total, const CodeTerm& t, const TileScale& w, const SegmentScale& s) {
+  if (t.zero_points) total = fma(w.zero_point, set1(-static_cast<float>(s.sum)), total);
+  f = fma(total, mul(w.scale, set1(t.unit * s.activation)), f);
+  if (t.offsets) f = fma(w.offset, set1(static_cast<float>(s.sum) * s.activation), f);
+  return f;
+}
+
+// From dot products of unsigned codes or bytes to the sum over integer levels.
+LOWBIT_INLINE I32 correct(const CodeTerm& t, I32 dot, const SegmentScale& s) {
+  if (t.map != Map::linear) return sub(dot, set1_i32(128 * s.sum));
+  if (t.step != 1) dot = mul(dot, set1_i32(t.step));
+  return add(dot, set1_i32(t.base * s.sum));
+}
+
+}  // namespace lowbit::LOWBIT_ISA

@@ -1,0 +1,159 @@
+// One token times a block of codes, decoded in registers: decode is bound by memory, so nothing is
+// written back between the packed weights and the sums.
+#include "gemv.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+template <int bits, Map map, bool selected>
+LOWBIT_INLINE void tile_bytes(const CodeTerm& t, const uint8_t* p, U8 selector, U8 (&high)[kSteps],
+                              U8 (&low)[kSteps]) {
+  unpack_codes<bits>(p, high);
+  if constexpr (map != Map::linear) {
+    for (size_t s = 0; s < kSteps; ++s) {
+      if constexpr (selected) {
+        high[s] = or_(high[s], selector);
+        if constexpr (map == Map::table2) low[s] = lookup64(t.low, high[s]);
+        high[s] = lookup64(t.high, high[s]);
+      } else {
+        if constexpr (map == Map::table2) low[s] = lookup<bits>(t.low, high[s]);
+        high[s] = lookup<bits>(t.high, high[s]);
+      }
+    }
+  }
+}
+
+template <int bits, Map map, bool selected>
+void unpack(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
+  const uint8_t* codes = t.codes + block * chunks * 2 * 64 * bits;
+  uint8_t* low_panel = panel + chunks * kChunk * kBlockRows;
+  for (size_t c = 0; c < chunks; ++c) {
+    for (size_t tile = 0; tile < 2; ++tile) {
+      U8 high[kSteps], low[kSteps];
+      U8 selector[2];
+      bool split = false;
+      if constexpr (selected) {  // a group of 16 ends within the chunk
+        const size_t g0 = c * kChunk / t.group_size, g1 = (c * kChunk + 16) / t.group_size;
+        const uint8_t* base = t.selectors + block * t.groups * kBlockRows + tile * kTileRows;
+        selector[0] = shift_left<4>(spread_rows(base + g0 * kBlockRows));
+        split = g1 != g0 && g1 < t.groups;
+        if (split) selector[1] = shift_left<4>(spread_rows(base + g1 * kBlockRows));
+      }
+      tile_bytes<bits, map, selected>(t, codes, selector[0], high, low);
+      uint8_t* out = panel + c * kSteps * 128 + tile * 64;
+      for (size_t s = 0; s < kSteps; ++s) {
+        store_u8(out + s * 128, high[s]);
+        if constexpr (map == Map::table2) store_u8(low_panel + (out - panel) + s * 128, low[s]);
+      }
+      if constexpr (selected) {
+        if (split) {
+          tile_bytes<bits, map, selected>(t, codes, selector[1], high, low);
+          for (size_t s = kSteps / 2; s < kSteps; ++s) {
+            store_u8(out + s * 128, high[s]);
+            if constexpr (map == Map::table2) store_u8(low_panel + (out - panel) + s * 128, low[s]);
+          }
+        }
+      }
+      codes += 64 * bits;
+    }
+  }
+}
+
+template <int bits, Map map, bool selected, int limbs>
+void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
+  const size_t padded = a.padded;
+  const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
+  const int8_t* x_high = a.high + token * padded;
+  const int8_t* x_low = limbs == 2 ? a.low + token * padded : nullptr;
+  F32 f[2] = {load(acc), load(acc + kTileRows)};
+  size_t group = 0, group_end = t.group_size;
+  for (size_t k = 0; k < padded;) {
+    const size_t end = segment_end(k, t.group_size, padded);
+    const SegmentScale s = segment_scale(a, token, k, end);
+    // [tile][weight limb][activation limb]
+    I32 dot[2][2][2];
+    for (auto& tile : dot)
+      for (auto& weight : tile)
+        for (I32& sum : weight) sum = zero_i32();
+    U8 selector[2];
+    if constexpr (selected) {
+      const uint8_t* base = t.selectors + (block * t.groups + group) * kBlockRows;
+      for (size_t tile = 0; tile < 2; ++tile) selector[tile] = shift_left<4>(spread_rows(base + tile * kTileRows));
+    }
+    for (size_t c = k; c < end; c += kChunk) {
+      for (size_t tile = 0; tile < 2; ++tile) {
+        U8 high[kSteps], low[kSteps];
+        tile_bytes<bits, map, selected>(t, codes, selector[tile], high, low);
+        codes += 64 * bits;
+        for (size_t step = 0; step < kSteps; ++step) {
+          const I32 x = broadcast4(x_high + c + 4 * step);
+          dot[tile][0][0] = dot_bytes<bits, map>(dot[tile][0][0], high[step], x);
+          if constexpr (map == Map::table2) dot[tile][1][0] = dot4(dot[tile][1][0], low[step], x);
+          if constexpr (limbs == 2) {
+            const I32 y = broadcast4(x_low + c + 4 * step);
+            dot[tile][0][1] = dot_bytes<bits, map>(dot[tile][0][1], high[step], y);
+            if constexpr (map == Map::table2) dot[tile][1][1] = dot4(dot[tile][1][1], low[step], y);
+          }
+        }
+      }
+    }
+    for (size_t tile = 0; tile < 2; ++tile) {
+      const TileScale w = tile_scale(t, block, group, tile);
+      f[tile] = add_scaled(f[tile], total<map, limbs>(t, dot[tile], s), t, w, s);
+    }
+    if (end == group_end) {
+      ++group;
+      group_end += t.group_size;
+    }
+    k = end;
+  }
+  store(acc, f[0]);
+  store(acc + kTileRows, f[1]);
+}
+
+template <int bits>
+CodeKernels kernels_of(Map map, bool selected, int limbs) {
+  const bool two = limbs == 2;
+  if (map == Map::linear)
+    return {two ? gemv<bits, Map::linear, false, 2> : gemv<bits, Map::linear, false, 1>,
+            unpack<bits, Map::linear, false>};
+  if constexpr (bits <= 4) {
+    if (selected && map == Map::table1)
+      return {two ? gemv<bits, Map::table1, true, 2> : gemv<bits, Map::table1, true, 1>,
+              unpack<bits, Map::table1, true>};
+    if (selected)
+      return {two ? gemv<bits, Map::table2, true, 2> : gemv<bits, Map::table2, true, 1>,
+              unpack<bits, Map::table2, true>};
+  }
+  if (map == Map::table1)
+    return {two ? gemv<bits, Map::table1, false, 2> : gemv<bits, Map::table1, false, 1>,
+            unpack<bits, Map::table1, false>};
+  return {two ? gemv<bits, Map::table2, false, 2> : gemv<bits, Map::table2, false, 1>,
+          unpack<bits, Map::table2, false>};
+}
+
+}  // namespace
+
+CodeKernels code_kernels(const CodeTerm& t, int limbs) {
+  const bool selected = t.selectors != nullptr;
+  switch (t.bits) {
+    case 1:
+      return kernels_of<1>(t.map, selected, limbs);
+    case 2:
+      return kernels_of<2>(t.map, selected, limbs);
+    case 3:
+      return kernels_of<3>(t.map, selected, limbs);
+    case 4:
+      return kernels_of<4>(t.map, selected, limbs);
+    case 5:
+      return kernels_of<5>(t.map, selected, limbs);
+    case 6:
+      return kernels_of<6>(t.map, selected, limbs);
+    case 7:
+      return kernels_of<7>(t.map, selected, limbs);
+    default:
+      return kernels_of<8>(t.map, selected, limbs);
+  }
+}
+
+}  // namespace lowbit::LOWBIT_ISA

@@ -1,0 +1,215 @@
+// Shares the blocks of a product out over a team and runs the kernels on them.
+#include "matmul.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "matmul_kernels.h"
+
+namespace lowbit {
+namespace {
+
+constexpr size_t kAlign = 64;
+
+uint8_t* align(uint8_t* p) {
+  return reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(p), kAlign));
+}
+
+// Writes accumulators [tokens][32] of a block to out, leaving padded rows out.
+void store_block(const Product& p, size_t block, size_t first, size_t count, const float* acc) {
+  const size_t row = block * kBlockRows;
+  const size_t rows = std::min(kBlockRows, p.matrix->out_features - row);
+  for (size_t c = 0; c < count; ++c)
+    std::memcpy(p.out + (first + c) * p.stride + row, acc + c * kBlockRows, rows * sizeof(float));
+}
+
+// Tokens that one unpacked block meets before its sums are written out: 96 * 32 floats are 12 KB.
+constexpr size_t kTokens = 96;
+
+void block_product(const Product& p, size_t block, const Activations& a, MatmulScratch& scratch) {
+  const MatmulKernels& kernels = matmul_kernels();
+  const Matrix& m = *p.matrix;
+  const size_t chunks = m.chunks();
+  uint8_t* memory = scratch.get(kTokens * kBlockRows * sizeof(float) + 2 * chunks * kChunk * kBlockRows);
+  float* acc = reinterpret_cast<float*>(memory);
+  uint8_t* panel = memory + kTokens * kBlockRows * sizeof(float);
+  for (size_t first = 0; first < a.tokens; first += kTokens) {
+    const size_t count = std::min(kTokens, a.tokens - first);
+    std::memset(acc, 0, count * kBlockRows * sizeof(float));
+    for (const CodeTerm& t : m.codes) {
+      if (a.tokens == 1 && t.group_size % kChunk == 0) {
+        kernels.gemv(t, block, a, 0, acc);
+      } else {
+        if (first == 0 || m.codes.size() > 1) kernels.unpack(t, block, chunks, panel);
+        kernels.gemm(t, block, panel, a, first, count, acc);
+      }
+    }
+    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, 1, a, first, count, acc);
+    store_block(p, block, first, count, acc);
+  }
+}
+
+}  // namespace
+
+size_t Matrix::bytes() const {
+  size_t total = 0;
+  for (const CodeTerm& t : codes) {
+    const size_t groups = blocks() * t.groups * kBlockRows;
+    total += blocks() * chunks() * 2 * 64 * static_cast<size_t>(t.bits) + groups * number_bytes(t.scale_type);
+    if (t.zero_points) total += groups;
+    if (t.selectors) total += groups;
+    if (t.offsets) total += groups * number_bytes(t.offset_type);
+  }
+  for (const FloatTerm& t : floats) total += blocks() * in_features * kBlockRows * number_bytes(t.type);
+  return total;
+}
+
+Activations ActivationBuffer::prepare(size_t tokens, size_t in_features, int limbs, const float* values) {
+  Activations a;
+  a.tokens = tokens;
+  a.in_features = in_features;
+  a.padded = round_up(in_features, kChunk);
+  a.limbs = limbs;
+  a.groups = round_up(in_features, kActivationGroup) / kActivationGroup;
+  a.values = values;
+  const size_t codes = round_up(tokens * a.padded, kAlign);
+  const size_t scales = round_up(tokens * a.groups * sizeof(float), kAlign);
+  const size_t sums = round_up(tokens * (a.padded / kSumStride + 1) * sizeof(int32_t), kAlign);
+  const size_t bytes = codes * static_cast<size_t>(limbs) + scales + sums + kAlign;
+  if (bytes > capacity_) {
+    memory_.reset(new uint8_t[bytes]);
+    capacity_ = bytes;
+  }
+  uint8_t* p = align(memory_.get());
+  a.high = reinterpret_cast<int8_t*>(p);
+  p += codes;
+  if (limbs == 2) {
+    a.low = reinterpret_cast<int8_t*>(p);
+    p += codes;
+  }
+  a.scales = reinterpret_cast<float*>(p);
+  a.sums = reinterpret_cast<int32_t*>(p + scales);
+  return a;
+}
+
+uint8_t* MatmulScratch::get(size_t bytes) {
+  if (bytes + kAlign > capacity_) {
+    memory_.reset(new uint8_t[bytes + kAlign]);
+    capacity_ = bytes + kAlign;
+  }
+  return align(memory_.get());
+}
+
+void quantize_rows(const Activations& a, size_t first, size_t last) {
+  const auto quantize = matmul_kernels().quantize_row;
+  const size_t sums = a.padded / kSumStride + 1;
+  for (size_t t = first; t < last; ++t)
+    quantize(a.values + t * a.in_features, a.in_features, a.padded, a.limbs, a.high + t * a.padded,
+             a.low ? a.low + t * a.padded : nullptr, a.scales + t * a.groups, a.sums + t * sums);
+}
+
+void matmul(const Member& member, const Product* products, size_t count, const Activations& a,
+            MatmulScratch& scratch) {
+  size_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += products[i].matrix->blocks();
+  size_t begin, end;
+  member.share(total, &begin, &end);
+  const MatmulKernels& kernels = matmul_kernels();
+  for (size_t i = 0, base = 0; i < count && base < end; base += products[i++].matrix->blocks()) {
+    const Product& p = products[i];
+    size_t block = begin > base ? begin - base : 0;
+    const size_t stop = std::min(p.matrix->blocks(), end - base);
+    // Plain float weights, one token: several blocks at once, since one running sum per row leaves the
+    // multipliers waiting for each other.
+    if (a.tokens == 1 && p.matrix->codes.empty() && p.matrix->floats.size() == 1) {
+      alignas(kAlign) float acc[4 * kBlockRows];
+      for (; block + kernels.float_blocks <= stop; block += kernels.float_blocks) {
+        std::memset(acc, 0, sizeof acc);
+        kernels.float_product(p.matrix->floats[0], block, kernels.float_blocks, a, 0, 1, acc);
+        for (size_t b = 0; b < kernels.float_blocks; ++b) store_block(p, block + b, 0, 1, acc + b * kBlockRows);
+      }
+    }
+    for (; block < stop; ++block) block_product(p, block, a, scratch);
+  }
+}
+
+namespace {
+
+float number_at(Number type, const void* base, size_t index) {
+  uint32_t x;
+  switch (type) {
+    case Number::fp32:
+      return static_cast<const float*>(base)[index];
+    case Number::bf16:
+      x = static_cast<uint32_t>(static_cast<const uint16_t*>(base)[index]) << 16;
+      break;
+    case Number::e8m0:
+      x = static_cast<uint32_t>(static_cast<const uint8_t*>(base)[index]) << 23;
+      break;
+    case Number::e4m3: {
+      const int code = static_cast<const uint8_t*>(base)[index];
+      const int exponent = code >> 3 & 15, mantissa = code & 7;
+      const float magnitude =
+          exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp(static_cast<float>(mantissa), -9);
+      return code & 128 ? -magnitude : magnitude;
+    }
+    default: {
+      const uint16_t h = static_cast<const uint16_t*>(base)[index];
+      const int exponent = h >> 10 & 31, mantissa = h & 1023;
+      float magnitude = exponent ? std::ldexp(1024.0f + mantissa, exponent - 25)
+                                 : std::ldexp(static_cast<float>(mantissa), -24);
+      if (exponent == 31) magnitude = mantissa ? NAN : INFINITY;
+      return h & 0x8000 ? -magnitude : magnitude;
+    }
+  }
+  float f;
+  std::memcpy(&f, &x, 4);
+  return f;
+}
+
+}  // namespace
+
+void dequantize_row(const Matrix& m, size_t row, float* out) {
+  const size_t block = row / kBlockRows, lane = row % kBlockRows, tile = lane / kTileRows;
+  std::memset(out, 0, m.in_features * sizeof(float));
+  for (const CodeTerm& t : m.codes) {
+    const size_t bits = static_cast<size_t>(t.bits);
+    const uint8_t* codes = t.codes + block * m.chunks() * 2 * 64 * bits + tile * 64 * bits;
+    float scale = 0, zero = 0, offset = 0;
+    size_t table = 0;
+    for (size_t k = 0; k < m.in_features; ++k) {
+      if (k % t.group_size == 0) {
+        const size_t index = (block * t.groups + k / t.group_size) * kBlockRows + lane;
+        scale = number_at(t.scale_type, t.scales, index) * t.unit;
+        zero = t.zero_points ? t.zero_points[index] : 0;
+        offset = t.offsets ? number_at(t.offset_type, t.offsets, index) : 0;
+        table = t.selectors ? 16u * t.selectors[index] : 0;
+      }
+      // Byte 4 * row + input of a step's vector; step s of an n-bit plane lies in vector s * n / 8.
+      const uint8_t* p = codes + k / kChunk * 2 * 64 * bits + 4 * (lane % kTileRows) + k % 4;
+      const size_t step = k % kChunk / 4;
+      size_t code = 0, position = 0;
+      for (size_t width = 8; width; width /= 2) {
+        if (!(bits & width)) continue;
+        const size_t per_vector = 8 / width;
+        code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1)) << position;
+        position += width;
+        p += 64 * width;
+      }
+      float level;
+      if (t.map == Map::linear)
+        level = static_cast<float>(t.step * static_cast<int32_t>(code) + t.base);
+      else if (t.map == Map::table1)
+        level = static_cast<float>(t.high[table + code] - 128);
+      else
+        level = static_cast<float>(kLimbBase * (t.high[table + code] - 128) + (t.low[table + code] - 128));
+      out[k] += scale * (level - zero) + offset;
+    }
+  }
+  for (const FloatTerm& t : m.floats)
+    for (size_t k = 0; k < m.in_features; ++k)
+      out[k] += number_at(t.type, t.values, (block * m.in_features + k) * kBlockRows + lane);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,34 @@
+// The functions of a matrix product that are compiled once per instruction set.
+#pragma once
+
+#include "matrix.h"
+
+namespace lowbit {
+
+struct MatmulKernels {
+  // Quantizes one row of n floats; high, low, scales and sums point at that row. See matmul.h.
+  void (*quantize_row)(const float* x, size_t n, size_t padded, int limbs, int8_t* high, int8_t* low,
+                       float* scales, int32_t* sums);
+  // acc[0 .. 32) += one block of a code term times one token, decoded in registers.
+  // Precondition: the term's group size is a multiple of 32.
+  void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);
+  // Unpacks one block to bytes, panel[step][32 rows][4]; a second panel of low limbs follows for table2.
+  void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* panel);
+  // acc[token][32] += an unpacked block times `count` tokens from `first`.
+  void (*gemm)(const CodeTerm& term, size_t block, const uint8_t* panel, const Activations& a, size_t first,
+               size_t count, float* acc);
+  // acc[block][token][32] += `blocks` consecutive blocks of a float term times `count` tokens.
+  void (*float_product)(const FloatTerm& term, size_t block, size_t blocks, const Activations& a, size_t first,
+                        size_t count, float* acc);
+  size_t float_blocks;  // how many blocks float_product wants at once for one token
+  // Sums `bytes` of memory (bandwidth), and runs `rounds` rounds of 64-byte dot products (peak); both return
+  // something that depends on all the work.
+  uint64_t (*read_memory)(const uint8_t* p, size_t bytes);
+  int64_t (*dot_rounds)(size_t rounds);
+  size_t dots_per_round;  // int8 multiply-adds in a round
+};
+
+// The table of the active instruction set.
+const MatmulKernels& matmul_kernels();
+
+}  // namespace lowbit
