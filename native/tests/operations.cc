@@ -1,0 +1,114 @@
+// The operations of simd.h for one instruction set (LOWBIT_ISA).
+#include "operations.h"
+
+#include "simd/simd.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+using selftest::Case;
+using selftest::Compare;
+using selftest::Domain;
+using selftest::Operation;
+
+LOWBIT_INLINE F32 f(const Case& c, int k) { return load(c.f[k]); }
+LOWBIT_INLINE I32 i(const Case& c, int k) { return load_i32(c.i[k]); }
+LOWBIT_INLINE U8 u(const Case& c, int k) { return load_u8(c.u[k]); }
+LOWBIT_INLINE void put(uint8_t* out, F32 v) { store(reinterpret_cast<float*>(out), v); }
+LOWBIT_INLINE void put(uint8_t* out, I32 v) { store_i32(reinterpret_cast<int32_t*>(out), v); }
+LOWBIT_INLINE void put(uint8_t* out, U8 v) { store_u8(out, v); }
+LOWBIT_INLINE void put(uint8_t* out, float v) { *reinterpret_cast<float*>(out) = v; }
+
+// Shifts by every count, one result after the other would not fit: the three that a kernel may use together.
+template <int n>
+LOWBIT_INLINE void put_shifts(uint8_t* out, U8 v) {
+  put(out, shift_right<n>(v));
+  put(out + 64, shift_left<n>(v));
+}
+template <int first>
+LOWBIT_INLINE void put_shifts_i32(uint8_t* out, I32 v) {
+  put(out, shift_left<first>(v));
+  put(out + 64, shift_left<first + 1>(v));
+  put(out + 128, shift_left<first + 2>(v));
+  put(out + 192, shift_left<first + 3>(v));
+}
+
+#define LOWBIT_OP(name, domain, compare, statement) \
+  {name, Domain::domain, Compare::compare, []([[maybe_unused]] const Case& c, uint8_t* out) { statement; }}
+
+const Operation kOperations[] = {
+    // F32
+    LOWBIT_OP("load, store", any, exact, put(out, load(c.f[0]))),
+    LOWBIT_OP("load_n", any, exact, put(out, load_n(c.tail, c.n))),
+    LOWBIT_OP("store_n", any, exact, store_n(reinterpret_cast<float*>(out), f(c, 0), c.n)),
+    LOWBIT_OP("set1", any, exact, put(out, set1(c.f[0][3]))),
+    LOWBIT_OP("zero_f32", any, exact, put(out, zero_f32())),
+    LOWBIT_OP("add", any, number, put(out, add(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("sub", any, number, put(out, sub(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("mul", any, number, put(out, mul(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("mul then add", any, number, put(out, add(mul(f(c, 0), f(c, 1)), f(c, 2)))),
+    LOWBIT_OP("div", any, number, put(out, div(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("fma", any, number, put(out, fma(f(c, 0), f(c, 1), f(c, 2)))),
+    LOWBIT_OP("min", any, exact, put(out, min(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("max", any, exact, put(out, max(f(c, 0), f(c, 1)))),
+    LOWBIT_OP("sqrt", any, number, put(out, sqrt(f(c, 0)))),
+    LOWBIT_OP("abs", any, exact, put(out, abs(f(c, 0)))),
+    LOWBIT_OP("round_even", any, number, put(out, round_even(f(c, 0)))),
+    LOWBIT_OP("floor", any, number, put(out, floor(f(c, 0)))),
+    LOWBIT_OP("to_i32", integral, exact, put(out, to_i32(f(c, 0)))),
+    LOWBIT_OP("to_f32", any, exact, put(out, to_f32(i(c, 0)))),
+    LOWBIT_OP("bits", any, exact, put(out, bits(f(c, 0)))),
+    LOWBIT_OP("from_bits", any, exact, put(out, from_bits(i(c, 0)))),
+    LOWBIT_OP("select_gt", any, exact, put(out, select_gt(f(c, 0), f(c, 1), f(c, 2), f(c, 3)))),
+    LOWBIT_OP("load_fp16", any, exact, put(out, load_fp16(c.h))),
+    LOWBIT_OP("load_bf16", any, exact, put(out, load_bf16(c.h))),
+    LOWBIT_OP("store_fp16", any, exact, store_fp16(reinterpret_cast<uint16_t*>(out), f(c, 0))),
+    LOWBIT_OP("reduce_add", any, number, put(out, reduce_add(f(c, 0)))),
+    LOWBIT_OP("reduce_max", any, exact, put(out, reduce_max(f(c, 0)))),
+    LOWBIT_OP("reduce_min", any, exact, put(out, reduce_min(f(c, 0)))),
+    // I32
+    LOWBIT_OP("load_i32, store_i32", any, exact, put(out, load_i32(c.i[0]))),
+    LOWBIT_OP("set1_i32", any, exact, put(out, set1_i32(c.i[0][5]))),
+    LOWBIT_OP("zero_i32", any, exact, put(out, zero_i32())),
+    LOWBIT_OP("add i32", any, exact, put(out, add(i(c, 0), i(c, 1)))),
+    LOWBIT_OP("sub i32", any, exact, put(out, sub(i(c, 0), i(c, 1)))),
+    LOWBIT_OP("mul i32", any, exact, put(out, mul(i(c, 0), i(c, 1)))),
+    LOWBIT_OP("shift_left<0..3> i32", any, exact, put_shifts_i32<0>(out, i(c, 0))),
+    LOWBIT_OP("shift_left<4..7> i32", any, exact, put_shifts_i32<4>(out, i(c, 0))),
+    LOWBIT_OP("shift_left<13..16> i32", any, exact, put_shifts_i32<13>(out, i(c, 0))),
+    LOWBIT_OP("shift_left<28..31> i32", any, exact, put_shifts_i32<28>(out, i(c, 0))),
+    LOWBIT_OP("load_u8_i32", any, exact, put(out, load_u8_i32(c.u[0]))),
+    LOWBIT_OP("store_i8", any, exact, store_i8(reinterpret_cast<int8_t*>(out), i(c, 0))),
+    LOWBIT_OP("scale_exponent", exponent, exact, put(out, scale_exponent(i(c, 0)))),
+    // U8
+    LOWBIT_OP("load_u8, store_u8", any, exact, put(out, load_u8(c.u[0]))),
+    LOWBIT_OP("set1_u8", any, exact, put(out, set1_u8(c.u[0][7]))),
+    LOWBIT_OP("and_", any, exact, put(out, and_(u(c, 0), u(c, 1)))),
+    LOWBIT_OP("or_", any, exact, put(out, or_(u(c, 0), u(c, 1)))),
+    LOWBIT_OP("shift<0> u8", any, exact, put_shifts<0>(out, u(c, 0))),
+    LOWBIT_OP("shift<1> u8", any, exact, put_shifts<1>(out, u(c, 0))),
+    LOWBIT_OP("shift<2> u8", any, exact, put_shifts<2>(out, u(c, 0))),
+    LOWBIT_OP("shift<3> u8", any, exact, put_shifts<3>(out, u(c, 0))),
+    LOWBIT_OP("shift<4> u8", any, exact, put_shifts<4>(out, u(c, 0))),
+    LOWBIT_OP("shift<5> u8", any, exact, put_shifts<5>(out, u(c, 0))),
+    LOWBIT_OP("shift<6> u8", any, exact, put_shifts<6>(out, u(c, 0))),
+    LOWBIT_OP("shift<7> u8", any, exact, put_shifts<7>(out, u(c, 0))),
+    LOWBIT_OP("spread_rows", any, exact, put(out, spread_rows(c.u[0]))),
+    LOWBIT_OP("lookup16", index16, exact, put(out, lookup16(c.table, u(c, 0)))),
+    LOWBIT_OP("lookup64", index64, exact, put(out, lookup64(c.table, u(c, 0)))),
+    LOWBIT_OP("lookup256", any, exact, put(out, lookup256(c.table, u(c, 0)))),
+    // dot
+    LOWBIT_OP("broadcast4", any, exact, put(out, broadcast4(reinterpret_cast<const int8_t*>(c.u[0]) + 1))),
+    LOWBIT_OP("dot4", dot, exact, put(out, dot4(i(c, 0), u(c, 0), i(c, 1)))),
+    LOWBIT_OP("dot4 of broadcast4", dot, exact,
+              put(out, dot4(i(c, 0), u(c, 0), broadcast4(reinterpret_cast<const int8_t*>(c.u[1]))))),
+    LOWBIT_OP("dot4_small", dot_small, exact, put(out, dot4_small(i(c, 0), u(c, 0), i(c, 1)))),
+};
+
+#undef LOWBIT_OP
+
+}  // namespace
+
+selftest::Operations operations() { return {kOperations, sizeof kOperations / sizeof *kOperations}; }
+
+}  // namespace lowbit::LOWBIT_ISA
