@@ -1,0 +1,37 @@
+"""How codes lie in memory: the PackedMatrix, its layout, and the files that hold it."""
+
+from lowbit.packed.layout import (
+    BLOCK_ROWS,
+    CHUNK,
+    check_group_size,
+    codes_shape,
+    group_count,
+    pack_codes,
+    pack_groups,
+    pack_values,
+    unpack_codes,
+    unpack_groups,
+    unpack_values,
+)
+from lowbit.packed.matrix import PackedMatrix
+from lowbit.packed.storage import TensorFile, TensorWriter
+from lowbit.packed.terms import CodeTerm, FloatTerm
+
+__all__ = [
+    "BLOCK_ROWS",
+    "CHUNK",
+    "CodeTerm",
+    "FloatTerm",
+    "PackedMatrix",
+    "TensorFile",
+    "TensorWriter",
+    "check_group_size",
+    "codes_shape",
+    "group_count",
+    "pack_codes",
+    "pack_groups",
+    "pack_values",
+    "unpack_codes",
+    "unpack_groups",
+    "unpack_values",
+]

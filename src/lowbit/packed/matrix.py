@@ -1,0 +1,185 @@
+"""A quantized matrix: a sum of terms over one [out_features, in_features] shape."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import CheckpointError, FormatError
+from lowbit.packed.layout import BLOCK_ROWS, pack_codes, pack_groups, unpack_codes, unpack_groups
+from lowbit.packed.terms import CodeTerm, FloatTerm, Term
+
+MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
+
+
+class PackedMatrix:
+    """Weights [out_features, in_features] as a sum of terms in kernel order.
+
+    terms: CodeTerm or FloatTerm, at least one; arrays are not copied and must not change afterwards
+    format_name: the name of the format it was quantized to, for people; None if it has none
+    """
+
+    def __init__(
+        self, out_features: int, in_features: int, terms: tuple[Term, ...], format_name: str | None = None
+    ):
+        if not (0 < out_features <= MAX_FEATURES and 0 < in_features <= MAX_FEATURES):
+            raise FormatError(
+                f"PackedMatrix: shape {out_features} x {in_features}; both must be 1 to {MAX_FEATURES}"
+            )
+        if not terms:
+            raise FormatError("PackedMatrix: no terms; give at least one CodeTerm or FloatTerm")
+        for term in terms:
+            term.check(out_features, in_features)
+        self.out_features = out_features
+        self.in_features = in_features
+        self.terms = tuple(terms)
+        self.format_name = format_name
+        self._native: Any = None
+
+    def __repr__(self) -> str:
+        name = self.format_name or "unnamed"
+        return (
+            f"PackedMatrix({self.out_features} x {self.in_features}, {name}, {self.bits_per_weight:.2f} bits)"
+        )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.out_features, self.in_features)
+
+    @property
+    def nbytes(self) -> int:
+        """All stored bytes: codes, scales, tables, padding."""
+        return sum(array.nbytes for term in self.terms for _, array in term.arrays())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits per weight: every stored bit over the number of weights."""
+        return 8 * self.nbytes / (self.out_features * self.in_features)
+
+    def dequantize(self) -> np.ndarray:
+        """float32 [out_features, in_features]: the terms decoded and added in float32, in their order."""
+        total = self.terms[0].dequantize(self.out_features, self.in_features)
+        for term in self.terms[1:]:
+            total += term.dequantize(self.out_features, self.in_features)
+        return total
+
+    def native(self) -> Any:
+        """The `_native.Matrix` over the same memory, made on first use."""
+        if self._native is None:
+            from lowbit import _native
+
+            matrix = _native.Matrix(self.out_features, self.in_features)
+            for term in self.terms:
+                if isinstance(term, FloatTerm):
+                    matrix.add_float_term(term.type, term.values)
+                else:
+                    matrix.add_code_term(
+                        term.bits,
+                        term.codes,
+                        term.scale_type,
+                        term.scales,
+                        term.group_size,
+                        term.levels,
+                        tensor_scale=term.tensor_scale,
+                        zero_points=term.zero_points,
+                        offset_type=term.offset_type or "fp16",
+                        offsets=term.offsets,
+                        selectors=term.selectors,
+                    )
+            self._native = matrix
+        return self._native
+
+    def permute_rows(self, index: np.ndarray) -> "PackedMatrix":
+        """The matrix whose row r is row index[r] of this one, exactly; `index` is a permutation."""
+        index = np.asarray(index)
+        if index.shape != (self.out_features,) or not np.array_equal(
+            np.sort(index), np.arange(self.out_features)
+        ):
+            raise FormatError(f"permute_rows: index is not a permutation of {self.out_features} rows")
+        terms: list[Term] = []
+        for term in self.terms:
+            if isinstance(term, FloatTerm):
+                terms.append(replace(term, values=_permute(term.values, index)))
+                continue
+            codes = unpack_codes(term.codes, self.out_features, self.in_features, term.bits)
+            changed: dict[str, Any] = {
+                name: _permute(array, index)
+                for name, array in term.arrays()
+                if name not in ("codes", "levels")
+            }
+            terms.append(replace(term, codes=pack_codes(codes[index], term.bits), **changed))
+        return PackedMatrix(self.out_features, self.in_features, tuple(terms), self.format_name)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """(meta, arrays): what a file stores. `meta` fits JSON; arrays are named "0.codes", "0.scales" .."""
+        terms: list[dict[str, Any]] = []
+        arrays: dict[str, np.ndarray] = {}
+        for number, term in enumerate(self.terms):
+            if isinstance(term, FloatTerm):
+                terms.append({"kind": "floats", "type": term.type})
+            else:
+                meta = {"kind": "codes", "bits": term.bits, "scale_type": term.scale_type}
+                terms.append(meta | {"group_size": term.group_size, "tensor_scale": term.tensor_scale})
+            arrays.update({f"{number}.{name}": array for name, array in term.arrays()})
+        shape = [self.out_features, self.in_features]
+        return {"shape": shape, "format": self.format_name, "terms": terms}, arrays
+
+    @classmethod
+    def from_state(cls, meta: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "PackedMatrix":
+        """The matrix that `state` described, over the given arrays without copying them.
+
+        Raises CheckpointError if the description is malformed or an array is missing, left over or wrong.
+        """
+        try:
+            out_features, in_features = (_integer(n) for n in meta["shape"])
+            left = dict(arrays)
+            terms = tuple(_term(number, entry, left) for number, entry in enumerate(meta["terms"]))
+            if left:
+                raise ValueError(f"arrays that no term names: {', '.join(sorted(left))}")
+            name = meta.get("format")
+            if name is not None and not isinstance(name, str):
+                raise ValueError(f"format name {name!r} is not text")
+            return cls(out_features, in_features, terms, name)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(
+                f"from_state: {_explain(error)}; the file is damaged or of another version"
+            ) from error
+
+
+def _explain(error: Exception) -> str:
+    return f"missing entry {error}" if isinstance(error, KeyError) else str(error)
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{value!r} where an integer is required")
+    return value
+
+
+def _term(number: int, entry: Mapping[str, Any], left: dict[str, np.ndarray]) -> Term:
+    """Build term `number` from its description, taking its arrays out of `left`."""
+
+    def take(name: str) -> np.ndarray:
+        return left.pop(f"{number}.{name}")
+
+    if entry["kind"] == "floats":
+        return FloatTerm(entry["type"], take("values"))
+    if entry["kind"] != "codes":
+        raise ValueError(f"term kind {entry['kind']!r}; known: codes, floats")
+    optional = {name: left.pop(f"{number}.{name}", None) for name in ("zero_points", "offsets", "selectors")}
+    return CodeTerm(
+        bits=_integer(entry["bits"]),
+        levels=take("levels"),
+        codes=take("codes"),
+        scales=take("scales"),
+        scale_type=entry["scale_type"],
+        group_size=_integer(entry["group_size"]),
+        tensor_scale=float(entry["tensor_scale"]),
+        **optional,
+    )
+
+
+def _permute(packed: np.ndarray, index: np.ndarray) -> np.ndarray:
+    assert packed.shape[2] == BLOCK_ROWS
+    return pack_groups(unpack_groups(packed, len(index))[index])
