@@ -1,0 +1,150 @@
+"""Small random checkpoints of every family, made with transformers; for tests only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+# Sizes that every family shares: grouped queries, a vocabulary and widths that are no powers of two.
+SIZES = {
+    "vocab_size": 270,
+    "hidden_size": 96,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network: its configuration class and what it sets besides SIZES."""
+
+    name: str
+    kind: str  # class name in transformers without Config / ForCausalLM
+    settings: dict = field(default_factory=dict)
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("llama", "Llama"),
+        Case("llama-tied", "Llama", {"tie_word_embeddings": True, "num_key_value_heads": 6}),
+        Case("llama-biases", "Llama", {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5}),
+        Case("llama-head-dim", "Llama", {"head_dim": 32, "hidden_size": 64, "num_attention_heads": 4}),
+        Case("llama-gelu", "Llama", {"hidden_act": "gelu_pytorch_tanh"}),
+        Case(
+            "llama3",
+            "Llama",
+            {
+                "rope_parameters": {**LLAMA3, "rope_theta": 500000.0, "original_max_position_embeddings": 32},
+                "eos_token_id": [2, 5],
+            },
+        ),
+        Case("mistral", "Mistral", {"sliding_window": 9, "head_dim": 32}),
+        Case("mistral-full", "Mistral", {"sliding_window": None}),
+        Case("qwen2", "Qwen2", {"tie_word_embeddings": True}),
+        Case(
+            "qwen2-windows",
+            "Qwen2",
+            {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+        ),
+        Case("qwen3", "Qwen3", {"head_dim": 32}),
+        Case(
+            "qwen3-windows",
+            "Qwen3",
+            {
+                "head_dim": 16,
+                "attention_bias": True,
+                "use_sliding_window": True,
+                "sliding_window": 5,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            },
+        ),
+        Case("smollm3", "SmolLM3", {"no_rope_layers": [1, 0, 1]}),
+        Case(
+            "smollm3-windows",
+            "SmolLM3",
+            {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 6},
+        ),
+        Case("bitnet", "BitNet", {"tie_word_embeddings": True}),
+        Case("bitnet-untied", "BitNet", {"attention_bias": True}),
+    )
+}
+
+
+def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrainedModel:
+    """A float32 model with eager attention whose every parameter is random and matters.
+
+    Weights have a standard deviation that keeps activations near one, norm gains lie around one, biases
+    around zero, so that a forgotten bias, norm or window moves the logits far beyond a tolerance.
+    """
+    config_class = getattr(transformers, case.kind + "Config")
+    model_class = getattr(transformers, case.kind + "ForCausalLM")
+    config = config_class(**{**SIZES, **case.settings, **settings})
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = model_class(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0.0, 0.3)
+            elif parameter.ndim == 1:
+                parameter.uniform_(0.5, 1.5)
+            elif "embed_tokens" in name:
+                parameter.normal_(0.0, 0.3)
+            else:
+                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+    return model
+
+
+def save(
+    model: transformers.PreTrainedModel, folder: Path, dtype: str = "float32", shard: str = "1GB"
+) -> Path:
+    """Write the model as a transformers directory; the model is rounded to `dtype` and back in place."""
+    model.to(getattr(torch, dtype))
+    model.config.dtype = getattr(torch, dtype)
+    model.save_pretrained(folder, max_shard_size=shard)
+    model.float()
+    return folder
+
+
+def weights(model: transformers.PreTrainedModel) -> dict[str, np.ndarray]:
+    """Parameters by name, float32."""
+    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def config_dict(model: transformers.PreTrainedModel) -> dict:
+    """What save_pretrained writes as config.json."""
+    return json.loads(model.config.to_json_string(use_diff=True)) | {
+        "architectures": [type(model).__name__],
+        "model_type": model.config.model_type,
+    }
+
+
+def logits(model: transformers.PreTrainedModel, tokens: list[int]) -> np.ndarray:
+    """float32 [n, vocab_size], by transformers, without a cache."""
+    with torch.no_grad():
+        return model(torch.tensor([tokens]), use_cache=False).logits[0].float().numpy()
+
+
+def greedy(model: transformers.PreTrainedModel, tokens: list[int], count: int) -> list[int]:
+    """The `count` most likely next tokens, by transformers, recomputing everything for each."""
+    ids = list(tokens)
+    for _ in range(count):
+        ids.append(int(np.argmax(logits(model, ids)[-1])))
+    return ids[len(tokens) :]
+
+
+def token_ids(count: int, seed: int = 0, vocab_size: int = SIZES["vocab_size"]) -> list[int]:
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
