@@ -1,0 +1,266 @@
+"""Format: what the stored numbers of a weight matrix mean.
+
+A weight is  w = scale * table[code]            (a table of levels: integers, minifloats, codebooks, ..)
+or           w = scale * (code - zero_point)    (asymmetric integers)
+or a sum of several such terms, or a plain float. `group_size` inputs of a row share a scale.
+A format of one's own is `Format.codebook(levels)`; everything downstream works from the fields alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lowbit.errors import FormatError
+from lowbit.formats import tables
+from lowbit.formats.minifloat import FLOAT_TYPES, minifloat
+from lowbit.formats.scales import SCALE_BITS, SCALE_TYPES
+
+MODES = ("symmetric", "asymmetric", "bipolar")
+MAX_TABLES = 4
+GROUP_MULTIPLE = 16  # the kernels keep sums of activations at this step
+
+# Published formats whose name fixes group and scale: name -> (element, group size, scale type).
+PUBLISHED = {
+    "mxfp4": ("e2m1", 32, "e8m0"),
+    "mxfp6_e3m2": ("e3m2", 32, "e8m0"),
+    "mxfp6_e2m3": ("e2m3", 32, "e8m0"),
+    "mxfp8_e4m3": ("e4m3fn", 32, "e8m0"),
+    "mxfp8_e5m2": ("e5m2", 32, "e8m0"),
+    "nvfp4": ("e2m1", 16, "e4m3"),
+}
+_PUBLISHED_NAMES = {described: name for name, described in PUBLISHED.items()}
+# Names that need no suffix at these values: base -> (group size, scale type).
+_SHORT = {"ternary": (0, "fp16"), "mxint8": (32, "e8m0")}
+
+
+@dataclass(frozen=True)
+class Format:
+    """A weight format. Build it with the constructors below or `parse_format`; fields are checked.
+
+    name: canonical; `parse_format(f.name) == f` for everything but codebooks of the user
+    bits: width of a stored code, 1 to 8; 16 or 32 for plain floats
+    tables: the levels in code order, at most 2**bits of them, finite; up to 4 tables of equal length of which
+        each group selects one; () for plain floats
+    group_size: inputs that share a scale, a multiple of 16; 0: the whole row
+    scale_type: "fp16", "fp32", "e8m0", "e4m3"; "none" for plain floats
+    zero_point: True: w = scale * (code - zero_point), tables = ((0, 1, .., 2**bits - 1),)
+    terms: number of stacked terms of this kind
+    float_type: "fp16", "bf16" or "fp32" for plain floats, else None
+    """
+
+    name: str
+    bits: int
+    tables: tuple[tuple[float, ...], ...]
+    group_size: int
+    scale_type: str
+    zero_point: bool = False
+    terms: int = 1
+    float_type: str | None = None
+
+    def __post_init__(self) -> None:
+        what = f"format {self.name!r}"
+        if self.float_type is not None:
+            self._check_float(what)
+            return
+        if self.bits not in range(1, 9):
+            raise FormatError(f"{what}: bits={self.bits}, must be 1 to 8")
+        if self.scale_type not in SCALE_TYPES:
+            raise FormatError(
+                f"{what}: scale type {self.scale_type!r}, must be one of {', '.join(SCALE_TYPES)}"
+            )
+        if self.group_size < 0 or self.group_size % GROUP_MULTIPLE:
+            raise FormatError(
+                f"{what}: group_size={self.group_size}, must be a multiple of {GROUP_MULTIPLE},"
+                " or 0 for one scale per row"
+            )
+        if self.terms not in range(1, 9):
+            raise FormatError(f"{what}: terms={self.terms}, must be 1 to 8")
+        if len(self.tables) not in range(1, MAX_TABLES + 1) or len({len(t) for t in self.tables}) != 1:
+            raise FormatError(f"{what}: {len(self.tables)} tables, must be 1 to {MAX_TABLES} of equal length")
+        if len(self.tables) > 1 and (self.bits > 4 or self.terms > 1 or self.zero_point):
+            raise FormatError(f"{what}: several tables need at most 4 bits, one term and no zero-point")
+        for table in self.tables:
+            if len(table) > 2**self.bits:
+                raise FormatError(
+                    f"{what}: {len(table)} levels do not fit {self.bits} bits, the limit is {2**self.bits}"
+                )
+            if not all(math.isfinite(v) for v in table):
+                raise FormatError(f"{what}: levels must be finite; leave infinities and NaN out")
+            if len(set(table)) < 2:
+                raise FormatError(f"{what}: needs at least 2 different levels")
+        if self.zero_point and self.tables != (tables.unsigned_integers(self.bits),):
+            raise FormatError(
+                f"{what}: with a zero-point the levels are 0 to {2**self.bits - 1}; use Format.integer"
+            )
+
+    def _check_float(self, what: str) -> None:
+        if self.float_type not in FLOAT_TYPES:
+            raise FormatError(
+                f"{what}: float type {self.float_type!r}, must be one of {', '.join(FLOAT_TYPES)}"
+            )
+        plain = ((), 0, "none", False, 1, FLOAT_TYPES[self.float_type].bits)
+        if (self.tables, self.group_size, self.scale_type, self.zero_point, self.terms, self.bits) != plain:
+            raise FormatError(f"{what}: a plain float has {plain[-1]} bits, no table, group, scale or terms")
+
+    @property
+    def max_level(self) -> float:
+        """Largest magnitude of a level of any table; 0.0 for plain floats."""
+        return max((abs(v) for table in self.tables for v in table), default=0.0)
+
+    def bits_per_weight(self, in_features: int) -> float:
+        """Return the bits of codes, scales, zero-points and selectors per weight, without padding.
+
+        `PackedMatrix.bits_per_weight` is the true number that a stored matrix takes.
+        """
+        if self.float_type is not None:
+            return float(self.bits)
+        side = SCALE_BITS[self.scale_type] + 8 * self.zero_point + 8 * (len(self.tables) > 1)
+        return self.terms * (self.bits + side / (self.group_size or in_features))
+
+    @staticmethod
+    def integer(bits: int, group_size: int = 64, mode: str = "symmetric", scale_type: str = "fp16") -> Format:
+        """Integers of 1 to 8 bits.
+
+        symmetric: -2**(bits-1) .. 2**(bits-1)-1 (one bit: -1, +1); asymmetric: 0 .. 2**bits-1 less a
+        zero-point per group; bipolar: the odd integers -(2**bits-1) .. 2**bits-1.
+        """
+        if bits not in range(1, 9):
+            raise FormatError(f"Format.integer: bits={bits}, must be 1 to 8")
+        if mode not in MODES:
+            raise FormatError(f"Format.integer: mode {mode!r}, must be one of {', '.join(MODES)}")
+        if mode == "asymmetric":
+            return _table_format(
+                f"int{bits}a", bits, tables.unsigned_integers(bits), group_size, scale_type, True
+            )
+        if mode == "bipolar" and bits > 1:
+            return _table_format(f"int{bits}b", bits, tables.bipolar_integers(bits), group_size, scale_type)
+        return _table_format(f"int{bits}", bits, tables.symmetric_integers(bits), group_size, scale_type)
+
+    @staticmethod
+    def ternary(group_size: int = 0, scale_type: str = "fp16") -> Format:
+        """Levels -1, 0, +1 in codes of two bits; code 3 is unused. Source: BitNet b1.58, arXiv:2402.17764."""
+        return _table_format("ternary", 2, tables.TERNARY, group_size, scale_type)
+
+    @staticmethod
+    def minifloat(
+        exponent_bits: int,
+        mantissa_bits: int,
+        bias: int | None = None,
+        specials: str | None = None,
+        group_size: int = 64,
+        scale_type: str | None = None,
+    ) -> Format:
+        """Floating-point levels of 3 to 8 bits; see `minifloat.Minifloat` for bias and special codes.
+
+        Codes of infinities and NaN hold level 0.0 and are never chosen. scale_type None: fp16, or fp32 where
+        the largest level is above 4096, since fp16 scales of usual weights would be subnormal there.
+        """
+        element = minifloat(exponent_bits, mantissa_bits, bias, specials)
+        if element.bits > 8:
+            raise FormatError(
+                f"Format.minifloat: {element.name} has {element.bits} bits, the limit is 8; emulate() takes more"
+            )
+        usual = "fp32" if element.max > 4096 else "fp16"
+        return _table_format(
+            element.name, element.bits, element.levels(), group_size, scale_type or usual, usual_scale=usual
+        )
+
+    @staticmethod
+    def codebook(
+        levels: Iterable[float], group_size: int = 64, scale_type: str = "fp16", name: str | None = None
+    ) -> Format:
+        """Levels of the user's choice, 2 to 256 of them, finite, in code order.
+
+        name: kept as it is; None: `codebook<number of levels>` with the group size.
+        """
+        table = tuple(float(v) for v in levels)
+        if not 2 <= len(table) <= 256:
+            raise FormatError(f"Format.codebook: {len(table)} levels, must be 2 to 256")
+        if name is None:
+            name = f"codebook{len(table)}" + _suffix(group_size, scale_type, "fp16")
+        bits = max(1, (len(table) - 1).bit_length())
+        return Format(name, bits, (table,), group_size, scale_type)
+
+    @staticmethod
+    def nf4(group_size: int = 64, scale_type: str = "fp16") -> Format:
+        """The 16 NormalFloat levels of QLoRA, arXiv:2305.14314."""
+        return _table_format("nf4", 4, tables.NF4, group_size, scale_type)
+
+    @staticmethod
+    def shift(bits: int, group_size: int = 64, scale_type: str = "fp16") -> Format:
+        """Signed powers of two +-1, +-2, .., +-2**(2**(bits-1)-1); bits 2 to 5. See `tables.shift_levels`."""
+        if bits not in range(2, 6):
+            raise FormatError(
+                f"Format.shift: bits={bits}, must be 2 to 5; more exponents reach below any weight"
+            )
+        return _table_format(f"shift{bits}", bits, tables.shift_levels(bits), group_size, scale_type)
+
+    @staticmethod
+    def bitmod(bits: int, group_size: int = 128, scale_type: str = "fp16") -> Format:
+        """BitMoD of 3 or 4 bits: four tables, one chosen per group. Source: arXiv:2411.11745."""
+        if bits not in (3, 4):
+            raise FormatError(f"Format.bitmod: bits={bits}, must be 3 or 4")
+        name = f"bitmod{bits}" + _suffix(group_size, scale_type, "fp16")
+        return Format(name, bits, tables.bitmod_tables(bits), group_size, scale_type)
+
+    @staticmethod
+    def binary_coded(planes: int, group_size: int = 128, scale_type: str = "fp16") -> Format:
+        """A sum of `planes` terms of levels -1, +1, each with its scales (ShiftAddLLM, arXiv:2406.05981)."""
+        if planes not in range(1, 9):
+            raise FormatError(f"Format.binary_coded: planes={planes}, must be 1 to 8")
+        return _table_format(f"bcq{planes}", 1, tables.BINARY, group_size, scale_type, terms=planes)
+
+    @staticmethod
+    def trit_planes(planes: int, group_size: int = 128, scale_type: str = "fp16") -> Format:
+        """A sum of `planes` ternary terms, each with its own scales (PTQTP, arXiv:2509.16989)."""
+        if planes not in range(1, 5):
+            raise FormatError(f"Format.trit_planes: planes={planes}, must be 1 to 4")
+        return _table_format(f"trit{planes}", 2, tables.TERNARY, group_size, scale_type, terms=planes)
+
+    @staticmethod
+    def block_floating_point(mantissa_bits: int, group_size: int = 32, scale_type: str = "e8m0") -> Format:
+        """Signed mantissas of `mantissa_bits` (sign included, 2 to 8) that share a power of two."""
+        if mantissa_bits not in range(2, 9):
+            raise FormatError(f"Format.block_floating_point: mantissa_bits={mantissa_bits}, must be 2 to 8")
+        levels = tables.sign_magnitude_integers(mantissa_bits)
+        name = f"bfp{mantissa_bits}"
+        return _table_format(name, mantissa_bits, levels, group_size, scale_type, usual_scale="e8m0")
+
+    @staticmethod
+    def mx_integer(group_size: int = 32, scale_type: str = "e8m0") -> Format:
+        """MXINT8: two's complement in steps of 1/64 (OCP Microscaling Formats v1.0)."""
+        return _table_format("mxint8", 8, tables.mx_integers(), group_size, scale_type, usual_scale="e8m0")
+
+    @staticmethod
+    def plain(float_type: str) -> Format:
+        """Unquantized floats: "fp16", "bf16" or "fp32"."""
+        if float_type not in FLOAT_TYPES:
+            raise FormatError(f"Format.plain: {float_type!r}, must be one of {', '.join(FLOAT_TYPES)}")
+        return Format(float_type, FLOAT_TYPES[float_type].bits, (), 0, "none", float_type=float_type)
+
+
+def _suffix(group_size: int, scale_type: str, usual_scale: str) -> str:
+    group = f"-g{group_size}" if group_size else "-row"
+    return group if scale_type == usual_scale else f"{group}-{scale_type}"
+
+
+def _table_format(
+    base: str,
+    bits: int,
+    table: tuple[float, ...],
+    group_size: int,
+    scale_type: str,
+    zero_point: bool = False,
+    terms: int = 1,
+    usual_scale: str = "fp16",
+) -> Format:
+    """Make a Format of one table under its canonical name; the usual scale type is left out of the name."""
+    if (base, group_size, scale_type) in _PUBLISHED_NAMES:
+        name = _PUBLISHED_NAMES[base, group_size, scale_type]
+    elif _SHORT.get(base) == (group_size, scale_type):
+        name = base
+    else:
+        name = base + _suffix(group_size, scale_type, usual_scale)
+    return Format(name, bits, (table,), group_size, scale_type, zero_point, terms)

@@ -1,0 +1,127 @@
+"""Scheme: which format each tensor of a model takes, and what activations and the KV cache hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from lowbit.errors import FormatError, UnsupportedError
+from lowbit.formats.format import Format
+from lowbit.formats.parse import format_from_json, format_to_json, parse_format
+
+ACTIVATIONS = ("int8", "int16")
+EMBEDDING_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
+_SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})(?:kv(\d{1,2}))?")
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How to quantize a model.
+
+    weights: format of every matrix that nothing below names
+    embedding: format of token embedding and output head; None: int6-g32 if weights have less than 8 bits,
+        int8-g32 from 8 bits on, and the weights' own format if that is a plain float
+    activations: "int8", or "int16" (two int8 limbs)
+    kv_bits: bits of the KV cache; 16
+    layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
+    """
+
+    weights: Format
+    embedding: Format | None = None
+    activations: str = "int8"
+    kv_bits: int = 16
+    layers: Mapping[str, Format] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.weights, Format):
+            raise FormatError(
+                f"Scheme: weights is {self.weights!r}, must be a Format; use Scheme.parse for names"
+            )
+        if self.embedding is None:
+            object.__setattr__(self, "embedding", _default_embedding(self.weights))
+        elif not isinstance(self.embedding, Format):
+            raise FormatError(f"Scheme: embedding is {self.embedding!r}, must be a Format or None")
+        if self.activations not in ACTIVATIONS:
+            raise UnsupportedError(
+                f"Scheme: activations {self.activations!r}, must be one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.kv_bits != 16:
+            raise UnsupportedError(
+                f"Scheme: kv_bits={self.kv_bits} is not supported; the KV cache holds 16 bits"
+            )
+        for pattern, fmt in self.layers.items():
+            if not isinstance(pattern, str) or not isinstance(fmt, Format):
+                raise FormatError(
+                    f"Scheme: layers[{pattern!r}] = {fmt!r}, must map a name pattern to a Format"
+                )
+        object.__setattr__(self, "layers", dict(self.layers))
+
+    @staticmethod
+    def parse(value: str | Format | Mapping[str, Any] | Scheme) -> Scheme:
+        """Return the Scheme of a format name (`int4-g64`), a short form (`w4a8kv16`), a Format or a mapping.
+
+        Short form: w<bits> is int<bits> with its default group (w16: fp16), a8 and a16 are the activations.
+        Mapping: the keys of `to_dict`; everything but "weights" may be missing.
+        """
+        if isinstance(value, Scheme):
+            return value
+        if isinstance(value, Mapping):
+            return Scheme.from_dict(value)
+        if isinstance(value, str) and (match := _SHORT.fullmatch(value.strip().lower())):
+            weight_bits, activation_bits = int(match[1]), int(match[2])
+            if weight_bits not in (*range(1, 9), 16):
+                raise UnsupportedError(f"Scheme.parse({value!r}): w{weight_bits}, must be w1 to w8 or w16")
+            weights = Format.plain("fp16") if weight_bits == 16 else Format.integer(weight_bits)
+            return Scheme(weights, activations=f"int{activation_bits}", kv_bits=int(match[3] or 16))
+        return Scheme(parse_format(value))
+
+    def format_for(self, tensor_name: str) -> Format:
+        """Return the format of the matrix with this canonical name."""
+        for pattern, fmt in self.layers.items():
+            if fnmatchcase(tensor_name, pattern):
+                return fmt
+        if tensor_name in EMBEDDING_TENSORS:
+            assert self.embedding is not None
+            return self.embedding
+        return self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dict; `Scheme.from_dict` gives the same Scheme back."""
+        assert self.embedding is not None
+        return {
+            "weights": format_to_json(self.weights),
+            "embedding": format_to_json(self.embedding),
+            "activations": self.activations,
+            "kv_bits": self.kv_bits,
+            "layers": {pattern: format_to_json(fmt) for pattern, fmt in self.layers.items()},
+        }
+
+    @staticmethod
+    def from_dict(value: Mapping[str, Any]) -> Scheme:
+        known = {"weights", "embedding", "activations", "kv_bits", "layers"}
+        if unknown := set(value) - known:
+            raise FormatError(f"Scheme: unknown keys {sorted(map(str, unknown))}; known are {sorted(known)}")
+        if "weights" not in value:
+            raise FormatError(
+                f"Scheme: {dict(value)!r} has no 'weights'; give a format name such as 'int4-g64'"
+            )
+        layers = value.get("layers") or {}
+        if not isinstance(layers, Mapping):
+            raise FormatError(f"Scheme: layers is {layers!r}, must map a name pattern to a format")
+        embedding = value.get("embedding")
+        return Scheme(
+            weights=format_from_json(value["weights"]),
+            embedding=None if embedding is None else format_from_json(embedding),
+            activations=value.get("activations", "int8"),
+            kv_bits=value.get("kv_bits", 16),
+            layers={pattern: format_from_json(fmt) for pattern, fmt in layers.items()},
+        )
+
+
+def _default_embedding(weights: Format) -> Format:
+    if weights.float_type is not None:
+        return weights
+    return Format.integer(6 if weights.bits < 8 else 8, group_size=32)
