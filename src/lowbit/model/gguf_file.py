@@ -16,6 +16,8 @@ file merely claims: a count is first held against the bytes that are left.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import mmap
 import os
 import struct
@@ -84,7 +86,7 @@ class GGUFFile:
                 size = os.fstat(file.fileno()).st_size
                 if size < 24:
                     raise CheckpointError(
-                        f"open {self.path}: {size} bytes is less than the 24 of a GGUF header; fetch the file again"
+                        f"open {self.path}: {size} bytes, less than the 24 of a GGUF header; fetch it again"
                     )
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
@@ -104,10 +106,8 @@ class GGUFFile:
 
     def close(self) -> None:
         """Release the mapping; views given out by `data` keep it alive until they go."""
-        try:
+        with contextlib.suppress(BufferError):  # a view is in use: the last one to go frees the mapping
             self._map.close()
-        except BufferError:  # a view is in use: the last one to go frees the mapping
-            pass
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -142,7 +142,7 @@ class GGUFFile:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             what = f"big-endian (version {swapped})" if swapped in (2, 3) else f"version {version}"
             raise UnsupportedError(
-                f"open {self.path}: GGUF {what}; little-endian versions 2 and 3 are supported: convert it again"
+                f"open {self.path}: GGUF {what}; supported are little-endian versions 2 and 3: convert it"
             )
         n_tensors, n_pairs = cursor.u64("the tensor count"), cursor.u64("the metadata count")
         cursor.reserve(n_pairs, MIN_PAIR_BYTES, "metadata pairs")
@@ -172,8 +172,8 @@ class GGUFFile:
                 elements *= dim
             if elements == 0 or shape[-1] % kind.block:
                 cursor.fail(
-                    f"tensor {name!r} has shape {list(shape)}; {kind.name} needs rows of a multiple of {kind.block} "
-                    "and no empty dimension"
+                    f"tensor {name!r} has shape {list(shape)}; {kind.name} needs rows of a multiple of "
+                    f"{kind.block} weights and no empty dimension"
                 )
             nbytes = elements // kind.block * kind.nbytes
             start = base + offset
@@ -183,12 +183,12 @@ class GGUFFile:
                 )
             if start + nbytes > cursor.size:
                 cursor.fail(
-                    f"tensor {name!r} ({nbytes} bytes at {start}) ends beyond the file of {cursor.size} bytes; "
-                    "the file is truncated or damaged: fetch it again"
+                    f"tensor {name!r} ({nbytes} bytes at {start}) ends beyond the {cursor.size} bytes of the "
+                    "file, which is truncated or damaged: fetch it again"
                 )
             self.tensors[name] = GGUFTensor(name, shape, number, start, nbytes)
         ordered = sorted(self.tensors.values(), key=lambda tensor: tensor.start)
-        for before, after in zip(ordered, ordered[1:]):
+        for before, after in itertools.pairwise(ordered):
             if before.start + before.nbytes > after.start:
                 cursor.fail(
                     f"tensors {before.name!r} and {after.name!r} overlap; the file is damaged or hostile"
@@ -231,7 +231,7 @@ class _Cursor:
         start, end = self.position, self.position + count
         if end > self.size:
             self.fail(
-                f"{what} takes {count} bytes at {start}, the file has {self.size}; it is truncated: fetch it again"
+                f"{what} takes {count} bytes at {start}, the file has {self.size}: truncated, fetch it again"
             )
         self.position = end
         return self.buffer[start:end]
@@ -305,9 +305,7 @@ class _Cursor:
         except struct.error:
             position = self.size + 1
         if position > self.size:
-            self.fail(
-                f"the strings of {key!r} run beyond the file of {self.size} bytes; it is truncated: fetch it again"
-            )
+            self.fail(f"the strings of {key!r} run beyond the {self.size} bytes: truncated, fetch it again")
         self.position = position
         try:
             return [part.decode() for part in parts]
