@@ -160,7 +160,7 @@ class Format:
         element = minifloat(exponent_bits, mantissa_bits, bias, specials)
         if element.bits > 8:
             raise FormatError(
-                f"Format.minifloat: {element.name} has {element.bits} bits, the limit is 8; emulate() takes more"
+                f"Format.minifloat: {element.name} has {element.bits} bits, at most 8; emulate() takes more"
             )
         usual = "fp32" if element.max > 4096 else "fp16"
         return _table_format(

@@ -78,3 +78,16 @@ def bitmod_tables(bits: int) -> tuple[tuple[float, ...], ...]:
     magnitudes = _BITMOD_MAGNITUDES[bits]
     base = [-v for v in magnitudes] + [0.0] + list(magnitudes)
     return tuple(tuple(sorted([*base, special])) for special in _BITMOD_SPECIAL[bits])
+
+
+def linear_step(table: tuple[float, ...]) -> float | None:
+    """Return `step` if the levels are consecutive multiples of a step in code order, else None.
+
+    Rounding to such levels is rounding to integers: level c is `table[0] + step * c`.
+    """
+    step = table[1] - table[0]
+    if step <= 0 or not (table[0] / step).is_integer():
+        return None
+    if any(v != table[0] + step * c for c, v in enumerate(table)):
+        return None
+    return step
