@@ -2,6 +2,8 @@
 // that the one-token and the many-token product share.
 #pragma once
 
+#include <utility>
+
 #include "matrix.h"
 #include "simd/simd.h"
 
@@ -103,12 +105,11 @@ LOWBIT_INLINE F32 load_number(Number type, const void* base, size_t index) {
   }
 }
 
-// End of the segment of inputs that starts at k: within it both the weight scale and the activation scale
-// are constant.
-LOWBIT_INLINE size_t segment_end(size_t k, size_t group_size, size_t padded) {
+// End of the segment of inputs that starts at k, in a weight group that ends at group_end: within it both
+// the weight scale and the activation scale are constant.
+LOWBIT_INLINE size_t segment_end(size_t k, size_t group_end, size_t padded) {
   const size_t activation = (k / kActivationGroup + 1) * kActivationGroup;
-  const size_t weight = (k / group_size + 1) * group_size;
-  const size_t end = activation < weight ? activation : weight;
+  const size_t end = activation < group_end ? activation : group_end;
   return end < padded ? end : padded;
 }
 
@@ -128,28 +129,71 @@ struct TileScale {
   F32 scale, zero_point, offset;
 };
 
+// A plain term has a scale only, and neighbouring codes one level apart: nearly every format.
+inline bool is_plain(const CodeTerm& t) {
+  return !t.zero_points && !t.offsets && (t.map != Map::linear || t.step == 1);
+}
+
+template <bool plain>
 LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group, size_t tile) {
   const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
-  TileScale s;
-  s.scale = load_number(t.scale_type, t.scales, index);
-  s.zero_point = t.zero_points ? to_f32(load_u8_i32(t.zero_points + index)) : zero_f32();
-  s.offset = t.offsets ? load_number(t.offset_type, t.offsets, index) : zero_f32();
+  TileScale s = {};
+  s.scale = mul(load_number(t.scale_type, t.scales, index), set1(t.unit));
+  if constexpr (!plain) {
+    if (t.zero_points) s.zero_point = to_f32(load_u8_i32(t.zero_points + index));
+    if (t.offsets) s.offset = load_number(t.offset_type, t.offsets, index);
+  }
   return s;
 }
 
-// f + scale * activation * (total - zero_point * sum) + offset * activation * sum
-LOWBIT_INLINE F32 add_scaled(F32 f, F32 total, const CodeTerm& t, const TileScale& w, const SegmentScale& s) {
-  if (t.zero_points) total = fma(w.zero_point, set1(-static_cast<float>(s.sum)), total);
-  f = fma(total, mul(w.scale, set1(t.unit * s.activation)), f);
-  if (t.offsets) f = fma(w.offset, set1(static_cast<float>(s.sum) * s.activation), f);
+// What the integer sum of a segment starts from. Codes are unsigned, so the sum of (code + base) * x is the
+// dot product plus base * sum(x). A term that is not plain adds this at the end instead.
+template <Map map, bool plain>
+LOWBIT_INLINE I32 start(const CodeTerm& t, const SegmentScale& s) {
+  if constexpr (map != Map::linear) return set1_i32(-128 * s.sum);
+  if constexpr (plain) return set1_i32(t.base * s.sum);
+  return zero_i32();
+}
+
+// f + scale * activation * (level - zero_point) . x + offset * activation * sum(x), where dot[weight limb]
+// [activation limb] are a segment's sums. The integer parts stay within int32: 255 * 16256 * 64 < 2^29.
+// Summing the limbs of activations: the low limb's sum starts at start(), the high one's at zero.
+template <Map map, bool plain, int weight_limbs, int limbs>
+LOWBIT_INLINE F32 add_scaled(F32 f, const I32 (&dot)[weight_limbs][limbs], const CodeTerm& t, const TileScale& w,
+                             const SegmentScale& s) {
+  I32 sum = dot[0][0];
+  if constexpr (limbs == 2) sum = add(shift_left<7>(sum), dot[0][1]);
+  if constexpr (map == Map::linear && !plain)
+    sum = add(mul(sum, set1_i32(t.step)), set1_i32(t.base * s.sum));
+  F32 total = to_f32(sum);
+  if constexpr (weight_limbs == 2) {
+    I32 lower = dot[1][0];
+    if constexpr (limbs == 2) lower = add(shift_left<7>(lower), dot[1][1]);
+    total = fma(total, set1(static_cast<float>(kLimbBase)), to_f32(lower));
+  }
+  if constexpr (!plain) {
+    if (t.zero_points) total = fma(w.zero_point, set1(-static_cast<float>(s.sum)), total);
+  }
+  f = fma(total, mul(w.scale, set1(s.activation)), f);
+  if constexpr (!plain) {
+    if (t.offsets) f = fma(w.offset, set1(static_cast<float>(s.sum) * s.activation), f);
+  }
   return f;
 }
 
-// From dot products of unsigned codes or bytes to the sum over integer levels.
-LOWBIT_INLINE I32 correct(const CodeTerm& t, I32 dot, const SegmentScale& s) {
-  if (t.map != Map::linear) return sub(dot, set1_i32(128 * s.sum));
-  if (t.step != 1) dot = mul(dot, set1_i32(t.step));
-  return add(dot, set1_i32(t.base * s.sum));
+template <Map map>
+constexpr int kWeightLimbs = map == Map::table2 ? 2 : 1;
+
+// Calls f with 0, 1, .. n - 1 as compile-time constants: loops over arrays of accumulators have to vanish
+// before the compiler decides what lives in registers.
+template <typename F, size_t... i>
+LOWBIT_INLINE void unroll_over(std::index_sequence<i...>, F f) {
+  (f(std::integral_constant<size_t, i>{}), ...);
 }
+template <size_t n, typename F>
+LOWBIT_INLINE void unroll(F f) {
+  unroll_over(std::make_index_sequence<n>{}, f);
+}
+#define LOWBIT_UNROLLED __attribute__((always_inline))
 
 }  // namespace lowbit::LOWBIT_ISA

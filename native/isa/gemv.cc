@@ -59,8 +59,9 @@ void unpack(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
   }
 }
 
-template <int bits, Map map, bool selected, int limbs>
+template <int bits, Map map, bool selected, int limbs, bool plain>
 void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
+  constexpr int weight_limbs = kWeightLimbs<map>;
   const size_t padded = a.padded;
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   const int8_t* x_high = a.high + token * padded;
@@ -68,39 +69,40 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
   F32 f[2] = {load(acc), load(acc + kTileRows)};
   size_t group = 0, group_end = t.group_size;
   for (size_t k = 0; k < padded;) {
-    const size_t end = segment_end(k, t.group_size, padded);
+    const size_t end = segment_end(k, group_end, padded);
     const SegmentScale s = segment_scale(a, token, k, end);
-    // [tile][weight limb][activation limb]
-    I32 dot[2][2][2];
-    for (auto& tile : dot)
-      for (auto& weight : tile)
-        for (I32& sum : weight) sum = zero_i32();
-    U8 selector[2];
-    if constexpr (selected) {
-      const uint8_t* base = t.selectors + (block * t.groups + group) * kBlockRows;
-      for (size_t tile = 0; tile < 2; ++tile) selector[tile] = shift_left<4>(spread_rows(base + tile * kTileRows));
-    }
+    I32 dot[2][weight_limbs][limbs];
+    U8 selector[2] = {};
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      unroll<weight_limbs>([&](auto w) LOWBIT_UNROLLED {
+        dot[tile][w][0] = zero_i32();
+        dot[tile][w][limbs - 1] = start<map, plain>(t, s);
+      });
+      if constexpr (selected)
+        selector[tile] = shift_left<4>(
+            spread_rows(t.selectors + (block * t.groups + group) * kBlockRows + tile * kTileRows));
+    });
     for (size_t c = k; c < end; c += kChunk) {
-      for (size_t tile = 0; tile < 2; ++tile) {
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
         U8 high[kSteps], low[kSteps];
         tile_bytes<bits, map, selected>(t, codes, selector[tile], high, low);
         codes += 64 * bits;
-        for (size_t step = 0; step < kSteps; ++step) {
+        unroll<kSteps>([&](auto step) LOWBIT_UNROLLED {
           const I32 x = broadcast4(x_high + c + 4 * step);
           dot[tile][0][0] = dot_bytes<bits, map>(dot[tile][0][0], high[step], x);
-          if constexpr (map == Map::table2) dot[tile][1][0] = dot4(dot[tile][1][0], low[step], x);
+          if constexpr (weight_limbs == 2) dot[tile][1][0] = dot4(dot[tile][1][0], low[step], x);
           if constexpr (limbs == 2) {
             const I32 y = broadcast4(x_low + c + 4 * step);
             dot[tile][0][1] = dot_bytes<bits, map>(dot[tile][0][1], high[step], y);
-            if constexpr (map == Map::table2) dot[tile][1][1] = dot4(dot[tile][1][1], low[step], y);
+            if constexpr (weight_limbs == 2) dot[tile][1][1] = dot4(dot[tile][1][1], low[step], y);
           }
-        }
-      }
+        });
+      });
     }
-    for (size_t tile = 0; tile < 2; ++tile) {
-      const TileScale w = tile_scale(t, block, group, tile);
-      f[tile] = add_scaled(f[tile], total<map, limbs>(t, dot[tile], s), t, w, s);
-    }
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      const TileScale w = tile_scale<plain>(t, block, group, tile);
+      f[tile] = add_scaled<map, plain>(f[tile], dot[tile], t, w, s);
+    });
     if (end == group_end) {
       ++group;
       group_end += t.group_size;
@@ -111,48 +113,45 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
   store(acc + kTileRows, f[1]);
 }
 
+template <int bits, Map map, bool selected>
+CodeKernels kernels_of(bool plain, int limbs) {
+  const auto product = plain ? (limbs == 2 ? gemv<bits, map, selected, 2, true> : gemv<bits, map, selected, 1, true>)
+                             : (limbs == 2 ? gemv<bits, map, selected, 2, false> : gemv<bits, map, selected, 1, false>);
+  return {product, unpack<bits, map, selected>};
+}
+
 template <int bits>
-CodeKernels kernels_of(Map map, bool selected, int limbs) {
-  const bool two = limbs == 2;
-  if (map == Map::linear)
-    return {two ? gemv<bits, Map::linear, false, 2> : gemv<bits, Map::linear, false, 1>,
-            unpack<bits, Map::linear, false>};
+CodeKernels kernels_of(const CodeTerm& t, int limbs) {
+  const bool plain = is_plain(t);
+  if (t.map == Map::linear) return kernels_of<bits, Map::linear, false>(plain, limbs);
   if constexpr (bits <= 4) {
-    if (selected && map == Map::table1)
-      return {two ? gemv<bits, Map::table1, true, 2> : gemv<bits, Map::table1, true, 1>,
-              unpack<bits, Map::table1, true>};
-    if (selected)
-      return {two ? gemv<bits, Map::table2, true, 2> : gemv<bits, Map::table2, true, 1>,
-              unpack<bits, Map::table2, true>};
+    if (t.selectors && t.map == Map::table1) return kernels_of<bits, Map::table1, true>(plain, limbs);
+    if (t.selectors) return kernels_of<bits, Map::table2, true>(plain, limbs);
   }
-  if (map == Map::table1)
-    return {two ? gemv<bits, Map::table1, false, 2> : gemv<bits, Map::table1, false, 1>,
-            unpack<bits, Map::table1, false>};
-  return {two ? gemv<bits, Map::table2, false, 2> : gemv<bits, Map::table2, false, 1>,
-          unpack<bits, Map::table2, false>};
+  if (t.map == Map::table1) return kernels_of<bits, Map::table1, false>(plain, limbs);
+  return kernels_of<bits, Map::table2, false>(plain, limbs);
 }
 
 }  // namespace
 
 CodeKernels code_kernels(const CodeTerm& t, int limbs) {
-  const bool selected = t.selectors != nullptr;
   switch (t.bits) {
     case 1:
-      return kernels_of<1>(t.map, selected, limbs);
+      return kernels_of<1>(t, limbs);
     case 2:
-      return kernels_of<2>(t.map, selected, limbs);
+      return kernels_of<2>(t, limbs);
     case 3:
-      return kernels_of<3>(t.map, selected, limbs);
+      return kernels_of<3>(t, limbs);
     case 4:
-      return kernels_of<4>(t.map, selected, limbs);
+      return kernels_of<4>(t, limbs);
     case 5:
-      return kernels_of<5>(t.map, selected, limbs);
+      return kernels_of<5>(t, limbs);
     case 6:
-      return kernels_of<6>(t.map, selected, limbs);
+      return kernels_of<6>(t, limbs);
     case 7:
-      return kernels_of<7>(t.map, selected, limbs);
+      return kernels_of<7>(t, limbs);
     default:
-      return kernels_of<8>(t.map, selected, limbs);
+      return kernels_of<8>(t, limbs);
   }
 }
 

@@ -1,0 +1,79 @@
+// The functions of the decoder step that are compiled once per instruction set.
+// All of them give the same bits on every instruction set: see simd/simd.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lowbit {
+
+enum class Activation : uint8_t { silu, relu2, gelu_tanh };
+
+// What turns a projected head into a query or key, in this order: bias, norm, rotation, scale.
+struct HeadPreparation {
+  size_t head_dim;
+  const float* bias;    // [head_dim] or null
+  const float* norm;    // RMSNorm weight [head_dim] or null
+  float norm_eps;
+  const float* cosine;  // [half] or null where the layer does not rotate
+  const float* sine;    // [half]
+  size_t half;          // rotary_dim / 2; dimension i turns with i + half
+  float scale;
+};
+
+// Queries of one key-value head over one segment: row = query * group + head within the group, so that the
+// rows of a query stand together and all share each key and value that is loaded.
+struct AttentionTile {
+  const float* queries;  // [rows][stride], prepared and scaled
+  size_t rows;
+  size_t group;     // query heads per key-value head
+  size_t head_dim;
+  size_t stride;    // head_dim rounded up to 16
+  size_t position;  // of the first query; the others follow
+  size_t window;    // a query at i sees keys j with i - j < window; 0: all up to i
+};
+
+// Softmax in progress: exponentials relative to `peak`, their sum, and the sum of values weighted by them.
+struct AttentionState {
+  float* peak;   // [rows]
+  float* sum;    // [rows]
+  float* mixed;  // [rows][stride]
+};
+
+struct DecoderKernels {
+  // out = x / sqrt(mean(x^2) + eps) * weight. out may be x.
+  void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
+  // x += y + bias; bias may be null.
+  void (*add)(float* x, const float* y, const float* bias, size_t n);
+  // out = activation(gate + gate_bias) * (up + up_bias); biases may be null, out may be gate.
+  void (*activate)(Activation kind, const float* gate, const float* gate_bias, const float* up,
+                   const float* up_bias, size_t n, float* out);
+  void (*prepare_head)(const HeadPreparation& p, const float* x, float* out);
+  // Stores a key at lane `position % 16` of its group of sixteen, and a value with its padding. Magnitudes
+  // beyond 65504 are cut to it; bias may be null.
+  void (*store_key)(const float* key, size_t head_dim, size_t position, uint16_t* segment_keys);
+  void (*store_value)(const float* value, const float* bias, size_t head_dim, size_t stride, size_t position,
+                      uint16_t* segment_values);
+
+  // The state of a tile over the keys of one segment (first position `segment`) that it may see.
+  // scratch: 64 * (head_dim + stride) floats.
+  void (*attend)(const AttentionTile& tile, const uint16_t* keys, const uint16_t* values, size_t segment,
+                 const AttentionState& state, float* scratch);
+  // Folds the state of the next segment into the state of all earlier ones.
+  void (*merge)(size_t rows, size_t stride, const AttentionState& total, const AttentionState& part);
+  // out[0 .. head_dim) = mixed / sum of one row.
+  void (*finish)(const AttentionState& total, size_t row, size_t head_dim, size_t stride, float* out);
+
+  // The largest of n values, and the sum of exp((x - peak) * inverse_temperature).
+  float (*largest)(const float* x, size_t n);
+  float (*exp_sum)(const float* x, size_t n, float peak, float inverse_temperature);
+};
+
+// Keys that attention looks at together; blocks lie at fixed positions, so a query's arithmetic does not depend
+// on its companions.
+constexpr size_t kAttentionBlock = 64;
+
+// The table of the active instruction set.
+const DecoderKernels& decoder_kernels();
+
+}  // namespace lowbit

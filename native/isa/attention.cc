@@ -1,0 +1,257 @@
+// Attention of a tile of queries over one segment of keys, with softmax in progress.
+//
+// A query walks the keys of a segment in blocks of 64 at fixed positions. Its arithmetic (the order of every sum,
+// which values a peak is taken over) depends on its position only: hidden keys count as weight 0 in
+// the same trees, and a block that a query may not see leaves its state as it is. So one query alone gives
+// the same bits as a tile of many, and segments can be computed apart and merged in order.
+//
+// Work is done in groups of kRows rows, all accumulators in registers:
+//   scores  [rows][64 keys]  += query[d] (broadcast) * key[d][16 keys]     for d in order
+//   mixed   [rows][head_dim] += weight[key] (broadcast) * value[key][16]   for key in order
+#include "decoder_kernels.h"
+#include "exponential.h"
+#include "kv_cache.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+constexpr float kHidden = -__builtin_inff();
+constexpr size_t kVectors = kAttentionBlock / 16;
+// Rows and vectors of one register tile: 6 x 4 accumulators of AVX-512's 32 registers, 2 x 2 pairs of AVX2's 16.
+constexpr size_t kRows = kGemmColumns;
+constexpr size_t kWide = kGemmColumns > 2 ? 4 : 2;
+static_assert(kSegment % kAttentionBlock == 0 && kAttentionBlock % kKeyLanes == 0, "blocks tile segments");
+
+LOWBIT_INLINE F32 load_number(const float* p) { return load(p); }
+LOWBIT_INLINE F32 load_number(const uint16_t* p) { return load_fp16(p); }
+
+// scores[row * 64 + 16 v + lane] of `vectors` key vectors, each [head_dim][16] and `key_step` numbers apart.
+template <size_t rows, size_t vectors, typename Number>
+__attribute__((noinline)) void score(const float* queries, size_t query_stride, const Number* keys,
+                                     size_t key_step, size_t head_dim, float* scores) {
+  F32 acc[rows][vectors];
+#pragma GCC unroll 8
+  for (size_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) acc[r][v] = zero_f32();
+  for (size_t d = 0; d < head_dim; ++d) {
+    F32 key[vectors];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) key[v] = load_number(keys + v * key_step + d * kKeyLanes);
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; ++r) {
+      const F32 q = set1(queries[r * query_stride + d]);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < vectors; ++v) acc[r][v] = fma(q, key[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (size_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) store(scores + r * kAttentionBlock + 16 * v, acc[r][v]);
+}
+
+// mixed[row][16 v ..] = mixed * fade[row] + sum over keys in [first, last) of weights[row * 64 + key] * value.
+template <size_t rows, size_t vectors, typename Number>
+__attribute__((noinline)) void mix(const float* weights, const float* fade, const Number* values, size_t stride,
+                                   size_t first, size_t last, float* mixed) {
+  F32 acc[rows][vectors];
+#pragma GCC unroll 8
+  for (size_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) acc[r][v] = mul(load(mixed + r * stride + 16 * v), set1(fade[r]));
+  for (size_t key = first; key < last; ++key) {
+    F32 value[vectors];
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) value[v] = load_number(values + key * stride + 16 * v);
+#pragma GCC unroll 8
+    for (size_t r = 0; r < rows; ++r) {
+      const F32 w = set1(weights[r * kAttentionBlock + key]);
+#pragma GCC unroll 4
+      for (size_t v = 0; v < vectors; ++v) acc[r][v] = fma(w, value[v], acc[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (size_t r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+    for (size_t v = 0; v < vectors; ++v) store(mixed + r * stride + 16 * v, acc[r][v]);
+}
+
+// Keys of the block at `block` that a query at `position` sees: [first, last) within the block.
+struct Span {
+  size_t first, last;
+};
+LOWBIT_INLINE Span visible(size_t position, size_t window, size_t block) {
+  const size_t begin = window && position + 1 > window ? position + 1 - window : 0;
+  const size_t end = position + 1;
+  Span s;
+  s.first = begin <= block ? 0 : begin - block < kAttentionBlock ? begin - block : kAttentionBlock;
+  s.last = end <= block ? 0 : end - block < kAttentionBlock ? end - block : kAttentionBlock;
+  return s;
+}
+
+// The exponential of 16 numbers where only a few are wanted.
+LOWBIT_INLINE void exponentials(float* x) { store(x, exponential(load(x))); }
+
+// Turns the scores of each row into weights relative to its new peak, in place; fade is what the row's earlier
+// sums must be multiplied by.
+template <size_t rows>
+LOWBIT_INLINE void soften(float* scores, const Span* spans, float* peak, float* sum, float* fade) {
+  static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  float base[rows];
+  alignas(64) float steps[16] = {};
+  for (size_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kAttentionBlock;
+    if (spans[r].first > 0 || spans[r].last < kAttentionBlock) {
+      const F32 first = set1(static_cast<float>(spans[r].first)), last = set1(static_cast<float>(spans[r].last));
+      for (size_t v = 0; v < kVectors; ++v) {
+        const F32 index = add(load(kLane), set1(static_cast<float>(16 * v)));
+        const F32 seen = select_gt(last, index, load(row + 16 * v), set1(kHidden));
+        store(row + 16 * v, select_gt(first, index, set1(kHidden), seen));
+      }
+    }
+    const F32 ab = max(load(row), load(row + 16)), cd = max(load(row + 32), load(row + 48));
+    const float top = reduce_max(max(ab, cd));
+    const float next = peak[r] > top ? peak[r] : top;
+    base[r] = next == kHidden ? 0.0f : next;  // a row that has seen no key yet stays at peak -inf, sum 0
+    steps[r] = peak[r] - base[r];
+    peak[r] = next;
+  }
+  exponentials(steps);
+  for (size_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kAttentionBlock;
+    const F32 b = set1(base[r]);
+    F32 w[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+      w[v] = exponential(sub(load(row + 16 * v), b));
+      store(row + 16 * v, w[v]);
+    }
+    fade[r] = steps[r];
+    sum[r] = sum[r] * fade[r] + reduce_add(add(add(w[0], w[1]), add(w[2], w[3])));
+  }
+}
+
+// One block of 64 keys for `rows` rows. keys: [4][head_dim][16], values: [64][stride].
+template <size_t rows, typename Number>
+void attend_rows(const AttentionTile& t, size_t row, size_t block, const Number* keys, const Number* values,
+                 const AttentionState& state) {
+  alignas(64) float scores[rows * kAttentionBlock];
+  float fade[rows];
+  Span spans[rows];
+  size_t first = kAttentionBlock, last = 0;
+  for (size_t r = 0; r < rows; ++r) {
+    spans[r] = visible(t.position + (row + r) / t.group, t.window, block);
+    if (spans[r].first < first) first = spans[r].first;
+    if (spans[r].last > last) last = spans[r].last;
+  }
+  if (first >= last) return;
+
+  const float* queries = t.queries + row * t.stride;
+  const size_t step = t.head_dim * kKeyLanes, vectors = (last + 15) / 16;
+  size_t v = 0;
+  for (; v + kWide <= vectors; v += kWide)
+    score<rows, kWide>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
+  for (; v < vectors; ++v) score<rows, 1>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
+  for (; v < kVectors; ++v)
+    for (size_t r = 0; r < rows; ++r) store(scores + r * kAttentionBlock + 16 * v, set1(kHidden));
+
+  soften<rows>(scores, spans, state.peak + row, state.sum + row, fade);
+
+  float* mixed = state.mixed + row * t.stride;
+  size_t d = 0;
+  for (; d + 16 * kWide <= t.stride; d += 16 * kWide)
+    mix<rows, kWide>(scores, fade, values + d, t.stride, first, last, mixed + d);
+  for (; kWide > 2 && d + 32 <= t.stride; d += 32)
+    mix<rows, 2>(scores, fade, values + d, t.stride, first, last, mixed + d);
+  for (; d < t.stride; d += 16) mix<rows, 1>(scores, fade, values + d, t.stride, first, last, mixed + d);
+}
+
+template <typename Number>
+void attend_block(const AttentionTile& t, size_t block, const Number* keys, const Number* values,
+                  const AttentionState& state) {
+  size_t row = 0;
+  for (; row + kRows <= t.rows; row += kRows) attend_rows<kRows>(t, row, block, keys, values, state);
+  switch (t.rows - row) {  // never kRows or more: those cases are empty where kRows is 2
+    case 5:
+      return attend_rows<kRows == 6 ? 5 : 1>(t, row, block, keys, values, state);
+    case 4:
+      return attend_rows<kRows == 6 ? 4 : 1>(t, row, block, keys, values, state);
+    case 3:
+      return attend_rows<kRows == 6 ? 3 : 1>(t, row, block, keys, values, state);
+    case 2:
+      return attend_rows<2>(t, row, block, keys, values, state);
+    case 1:
+      return attend_rows<1>(t, row, block, keys, values, state);
+  }
+}
+static_assert(kRows == 6 || kRows == 2, "the remainders above are written for these");
+
+void widen(const uint16_t* from, size_t n, float* to) {
+  for (size_t i = 0; i < n; i += 16) store(to + i, load_fp16(from + i));
+}
+
+void attend(const AttentionTile& t, const uint16_t* keys, const uint16_t* values, size_t segment,
+            const AttentionState& state, float* scratch) {
+  for (size_t r = 0; r < t.rows; ++r) {
+    state.peak[r] = kHidden;
+    state.sum[r] = 0;
+  }
+  for (size_t i = 0; i < t.rows * t.stride; i += 16) store(state.mixed + i, zero_f32());
+
+  const size_t end = t.position + (t.rows - 1) / t.group + 1;  // positions that the last query sees
+  const size_t begin = t.window && t.position + 1 > t.window ? t.position + 1 - t.window : 0;
+  for (size_t block = segment; block < segment + kSegment && block < end; block += kAttentionBlock) {
+    if (block + kAttentionBlock <= begin) continue;
+    const uint16_t* k = keys + (block - segment) * t.head_dim;
+    const uint16_t* v = values + (block - segment) * t.stride;
+    if (t.rows <= 2 * kRows) {
+      attend_block(t, block, k, v, state);
+    } else {  // many rows read the block: widen it once
+      const size_t seen = end - block < kAttentionBlock ? end - block : kAttentionBlock;
+      float* wide_values = scratch + kAttentionBlock * t.head_dim;
+      widen(k, (seen + kKeyLanes - 1) / kKeyLanes * kKeyLanes * t.head_dim, scratch);
+      widen(v, seen * t.stride, wide_values);
+      attend_block<float>(t, block, scratch, wide_values, state);
+    }
+  }
+}
+
+void merge(size_t rows, size_t stride, const AttentionState& total, const AttentionState& part) {
+  for (size_t r = 0; r < rows; ++r) {
+    const float next = total.peak[r] > part.peak[r] ? total.peak[r] : part.peak[r];
+    const float base = next == kHidden ? 0.0f : next;
+    alignas(64) float fade[16] = {};
+    fade[0] = total.peak[r] - base;
+    fade[1] = part.peak[r] - base;
+    exponentials(fade);
+    total.peak[r] = next;
+    total.sum[r] = total.sum[r] * fade[0] + part.sum[r] * fade[1];
+    const F32 a = set1(fade[0]), b = set1(fade[1]);
+    float* x = total.mixed + r * stride;
+    const float* y = part.mixed + r * stride;
+    for (size_t d = 0; d < stride; d += 16) store(x + d, fma(load(y + d), b, mul(load(x + d), a)));
+  }
+}
+
+void finish(const AttentionState& total, size_t row, size_t head_dim, size_t stride, float* out) {
+  const F32 inverse = set1(1.0f / total.sum[row]);
+  const float* x = total.mixed + row * stride;
+  for (size_t d = 0; d < head_dim; d += 16) {
+    // Skipped keys may leave zeros of either sign; adding +0 makes them one.
+    const F32 v = add(mul(load(x + d), inverse), zero_f32());
+    if (d + 16 <= head_dim)
+      store(out + d, v);
+    else
+      store_n(out + d, v, head_dim - d);
+  }
+}
+
+}  // namespace
+
+void add_attention_kernels(DecoderKernels& table) {
+  table.attend = attend;
+  table.merge = merge;
+  table.finish = finish;
+}
+
+}  // namespace lowbit::LOWBIT_ISA

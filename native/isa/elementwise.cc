@@ -1,0 +1,182 @@
+// Norms, rotations, activations, 16-bit stores and sums of exponentials, on rows of floats.
+#include "decoder_kernels.h"
+#include "exponential.h"
+#include "kv_cache.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+constexpr float kLargestFp16 = 65504.0f;
+
+LOWBIT_INLINE F32 load_up_to(const float* p, size_t n) { return n >= 16 ? load(p) : load_n(p, n); }
+LOWBIT_INLINE void store_up_to(float* p, F32 v, size_t n) {
+  if (n >= 16)
+    store(p, v);
+  else
+    store_n(p, v, n);
+}
+
+// x * x summed over n values: vector i goes to running sum i % 4, and the four meet in pairs at the end.
+float sum_of_squares(const float* x, size_t n) {
+  F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  size_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+    for (size_t k = 0; k < 4; ++k) {
+      const F32 v = load(x + i + 16 * k);
+      sums[k] = fma(v, v, sums[k]);
+    }
+  }
+  for (size_t k = 0; i < n; i += 16, ++k) {
+    const F32 v = load_up_to(x + i, n - i);
+    sums[k] = fma(v, v, sums[k]);
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
+  const F32 mean = set1(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+  const F32 scale = div(set1(1.0f), sqrt(mean));
+  for (size_t i = 0; i < n; i += 16) {
+    const size_t left = n - i;
+    store_up_to(out + i, mul(mul(load_up_to(x + i, left), scale), load_up_to(weight + i, left)), left);
+  }
+}
+
+void add_rows(float* x, const float* y, const float* bias, size_t n) {
+  for (size_t i = 0; i < n; i += 16) {
+    const size_t left = n - i;
+    F32 delta = load_up_to(y + i, left);
+    if (bias) delta = add(delta, load_up_to(bias + i, left));
+    store_up_to(x + i, add(load_up_to(x + i, left), delta), left);
+  }
+}
+
+template <Activation kind>
+LOWBIT_INLINE F32 activation(F32 g) {
+  const F32 one = set1(1.0f);
+  if (kind == Activation::relu2) {
+    const F32 positive = max(zero_f32(), g);
+    return mul(positive, positive);
+  }
+  // Both others are g * sigmoid(t): t = g, or t = 2 sqrt(2 / pi) (g + 0.044715 g^3), since
+  // (1 + tanh(t / 2)) / 2 = sigmoid(t).
+  F32 minus_t = sub(zero_f32(), g);
+  if (kind == Activation::gelu_tanh)
+    minus_t = mul(mul(g, set1(-1.5957691216f)), fma(mul(g, g), set1(0.044715f), one));
+  return div(g, add(one, exponential(minus_t)));
+}
+
+template <Activation kind>
+void activate_rows(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                   float* out) {
+  for (size_t i = 0; i < n; i += 16) {
+    const size_t left = n - i;
+    F32 g = load_up_to(gate + i, left), u = load_up_to(up + i, left);
+    if (gate_bias) g = add(g, load_up_to(gate_bias + i, left));
+    if (up_bias) u = add(u, load_up_to(up_bias + i, left));
+    store_up_to(out + i, mul(activation<kind>(g), u), left);
+  }
+}
+
+void activate(Activation kind, const float* gate, const float* gate_bias, const float* up, const float* up_bias,
+              size_t n, float* out) {
+  switch (kind) {
+    case Activation::silu:
+      return activate_rows<Activation::silu>(gate, gate_bias, up, up_bias, n, out);
+    case Activation::relu2:
+      return activate_rows<Activation::relu2>(gate, gate_bias, up, up_bias, n, out);
+    case Activation::gelu_tanh:
+      return activate_rows<Activation::gelu_tanh>(gate, gate_bias, up, up_bias, n, out);
+  }
+}
+
+void prepare_head(const HeadPreparation& p, const float* x, float* out) {
+  for (size_t i = 0; i < p.head_dim; i += 16) {
+    const size_t left = p.head_dim - i;
+    F32 v = load_up_to(x + i, left);
+    if (p.bias) v = add(v, load_up_to(p.bias + i, left));
+    store_up_to(out + i, v, left);
+  }
+  if (p.norm) rms_norm(out, p.norm, p.head_dim, p.norm_eps, out);
+  if (p.cosine) {
+    for (size_t i = 0; i < p.half; i += 16) {
+      const size_t left = p.half - i;
+      const F32 a = load_up_to(out + i, left), b = load_up_to(out + p.half + i, left);
+      const F32 c = load_up_to(p.cosine + i, left), s = load_up_to(p.sine + i, left);
+      store_up_to(out + i, fma(a, c, sub(zero_f32(), mul(b, s))), left);
+      store_up_to(out + p.half + i, fma(b, c, mul(a, s)), left);
+    }
+  }
+  const F32 scale = set1(p.scale);
+  for (size_t i = 0; i < p.head_dim; i += 16) {
+    const size_t left = p.head_dim - i;
+    store_up_to(out + i, mul(load_up_to(out + i, left), scale), left);
+  }
+}
+
+// Cut to what fp16 holds. The bounds come first, so NaN stays NaN.
+LOWBIT_INLINE F32 saturate(F32 v) { return max(set1(-kLargestFp16), min(set1(kLargestFp16), v)); }
+
+void store_key(const float* key, size_t head_dim, size_t position, uint16_t* segment_keys) {
+  const size_t slot = position % kSegment;
+  uint16_t* out = segment_keys + slot / kKeyLanes * kKeyLanes * head_dim + slot % kKeyLanes;
+  for (size_t i = 0; i < head_dim; i += 16) {
+    const size_t left = head_dim - i < 16 ? head_dim - i : 16;
+    uint16_t narrow[16];
+    store_fp16(narrow, saturate(load_up_to(key + i, left)));
+    for (size_t k = 0; k < left; ++k) out[(i + k) * kKeyLanes] = narrow[k];
+  }
+}
+
+void store_value(const float* value, const float* bias, size_t head_dim, size_t stride, size_t position,
+                 uint16_t* segment_values) {
+  uint16_t* out = segment_values + position % kSegment * stride;
+  for (size_t i = 0; i < head_dim; i += 16) {
+    F32 v = load_up_to(value + i, head_dim - i);
+    if (bias) v = add(v, load_up_to(bias + i, head_dim - i));
+    store_fp16(out + i, saturate(v));
+  }
+}
+
+float largest(const float* x, size_t n) {
+  F32 a = set1(x[0]), b = a;
+  size_t i = 0;
+  for (; i + 32 <= n; i += 32) {
+    a = max(a, load(x + i));
+    b = max(b, load(x + i + 16));
+  }
+  float peak = reduce_max(max(a, b));
+  for (; i < n; ++i) peak = x[i] > peak ? x[i] : peak;
+  return peak;
+}
+
+float exp_sum(const float* x, size_t n, float peak, float inverse_temperature) {
+  const F32 p = set1(peak), t = set1(inverse_temperature);
+  F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  size_t i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (size_t k = 0; k < 4; ++k)
+      sums[k] = add(sums[k], exponential(mul(sub(load(x + i + 16 * k), p), t)));
+  for (size_t k = 0; i < n; i += 16, ++k) {
+    float tail[16];
+    const size_t left = n - i < 16 ? n - i : 16;
+    for (size_t j = 0; j < 16; ++j) tail[j] = j < left ? x[i + j] : -__builtin_inff();
+    sums[k] = add(sums[k], exponential(mul(sub(load(tail), p), t)));
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+}  // namespace
+
+void add_elementwise_kernels(DecoderKernels& table) {
+  table.rms_norm = rms_norm;
+  table.add = add_rows;
+  table.activate = activate;
+  table.prepare_head = prepare_head;
+  table.store_key = store_key;
+  table.store_value = store_value;
+  table.largest = largest;
+  table.exp_sum = exp_sum;
+}
+
+}  // namespace lowbit::LOWBIT_ISA
