@@ -109,9 +109,6 @@ def _quantize(
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
 
-    def as_format(value: Any) -> Any:
-        return parse_format(value) if isinstance(value, str) else value
-
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
         extra = {"output": output, "embedding": embedding, "layers": layers, "progress": progress}
         for name, value in extra.items():
@@ -119,7 +116,7 @@ def _quantize(
                 raise RequestError(f"quantize: {name} belongs to checkpoints and source is an array; omit it")
         from lowbit.quantize import quantize_array
 
-        return quantize_array(source, as_format(format), search=search)
+        return quantize_array(source, parse_format(format), search=search)
 
     if output is None:
         raise RequestError(
@@ -128,13 +125,11 @@ def _quantize(
     from lowbit.compress import quantize_checkpoint
     from lowbit.model.download import resolve
 
-    scheme = format
-    if not isinstance(scheme, Scheme):
-        scheme = Scheme.parse(format.name if hasattr(format, "tables") else format)
+    scheme = Scheme.parse(format)
     if embedding is not None:
-        scheme = dataclasses.replace(scheme, embedding=as_format(embedding))
+        scheme = dataclasses.replace(scheme, embedding=parse_format(embedding))
     if layers is not None:
-        overrides = {pattern: as_format(value) for pattern, value in layers.items()}
+        overrides = {pattern: parse_format(value) for pattern, value in layers.items()}
         scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})
     return quantize_checkpoint(resolve(str(source)), scheme, output, search=search, progress=progress)
 

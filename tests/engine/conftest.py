@@ -45,7 +45,7 @@ class ByteTokenizer:
         turns = "".join(f"<{m['role'][0]}>{m['content']}" for m in messages)
         return turns + "<a>" * add_generation_prompt
 
-    def stream(self):
+    def stream(self, continuing=False):
         return ByteStream()
 
 
@@ -108,7 +108,7 @@ def scripted(monkeypatch):
         answer = answer.encode() if isinstance(answer, str) else answer
         decoders.append(ScriptedDecoder(answer))
         model = SimpleNamespace(
-            config=SimpleNamespace(vocab_size=257),
+            config=SimpleNamespace(vocab_size=257, eos_ids=(EOS,)),
             tokenizer=ByteTokenizer(),
             decoder=decoders[-1],
             context=context,

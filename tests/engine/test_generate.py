@@ -78,7 +78,9 @@ def test_long_prompts_go_in_chunks(scripted, monkeypatch):
 def test_generate_ids_without_tokenizer(scripted):
     model = scripted("ab")
     model.tokenizer = None
-    assert model.generate_ids([1, 2], SamplingParameters(max_tokens=4)) == [*b"ab", 256, 256]
+    assert model.generate_ids([1, 2]) == [*b"ab"]
+    forced = SamplingParameters(max_tokens=4, ignore_eos=True)
+    assert model.generate_ids([1, 2], forced) == [*b"ab", 256, 256]
     with pytest.raises(UnsupportedError, match="no tokenizer"):
         model.generate("text")
     with pytest.raises(UnsupportedError, match="stop strings"):

@@ -1,0 +1,80 @@
+"""The command `lowbit`: finds the verb, imports its file only, and turns errors into one line.
+
+A verb is a module here with `configure(parser)`, `execute(args) -> dict` and `show(result, args)`.
+With --json the result of `execute` is the only thing on stdout; all else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+VERBS = {
+    "pull": "fetch a model and print where it is",
+    "quantize": "write a model in fewer bits",
+    "run": "generate text from a prompt",
+    "chat": "talk with a model",
+    "eval": "measure perplexity on a text",
+    "bench": "measure speed and memory against the machine's bounds",
+    "inspect": "show what is inside a model",
+    "doctor": "check this machine",
+    "formats": "list the number formats, or draw one",
+    "demo": "fetch, quantize, compare, talk: everything once",
+    "version": "print the version",
+}
+
+WELCOME = """\
+lowbit runs language models in few bits.
+
+  lowbit run smollm2-135m "Why is the sky blue?"            ask (fetches the model once)
+  lowbit quantize smollm2-135m int4-g32 -o smol-int4        make it smaller
+  lowbit chat smol-int4                                     talk
+
+`lowbit help` lists all verbs, `lowbit VERB --help` their options.
+"""
+
+_MODULES = {"eval": "evaluate"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 1 (our bug), 2 (bad request), 130 (Ctrl-C)."""
+    from lowbit.cli import output
+
+    argv = sys.argv[1:] if argv is None else argv
+    first = argv[0] if argv else ""
+    if not argv:
+        return output.guard(lambda: sys.stdout.write(WELCOME), as_json=False)
+    if first in ("-h", "--help", "help"):
+        return output.guard(lambda: sys.stdout.write(_help()), as_json=False)
+    if first in ("-V", "--version"):
+        argv = ["version", *argv[1:]]
+    return output.guard(lambda: _run(argv[0], argv[1:]), as_json="--json" in argv)
+
+
+def _run(verb: str, argv: list[str]) -> None:
+    from lowbit.cli import options, output
+
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean `lowbit {close[0]}`?" if close else f"choose one of {', '.join(VERBS)}"
+        raise options.UsageError(f"{verb!r} is not a verb; {hint}")
+    module = import_module(f"lowbit.cli.{_MODULES.get(verb, verb)}")
+    parser = options.Parser(prog=f"lowbit {verb}", description=VERBS[verb].capitalize() + ".")
+    module.configure(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout and nothing else"
+    )
+    args = parser.parse_args(argv)
+    if args.json:
+        with output.stdout_reserved() as stdout:
+            result = module.execute(args)
+            output.write_json(result, stdout)
+    else:
+        module.show(module.execute(args), args)
+
+
+def _help() -> str:
+    lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
+    return "usage: lowbit VERB ...\n\n" + "\n".join(lines) + "\n\n`lowbit VERB --help` shows the options.\n"

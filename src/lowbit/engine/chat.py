@@ -13,7 +13,8 @@ class Conversation:
     """Turns of a chat with one model.
 
     Each turn renders the whole conversation; the beginning that the cache already holds is not
-    computed again. A turn that fails or is interrupted leaves the conversation as it was.
+    computed again. A turn that is refused leaves the conversation as it was; one that is interrupted
+    keeps what has been said.
     """
 
     def __init__(self, model: LanguageModel, system: str | None = None) -> None:
@@ -34,6 +35,10 @@ class Conversation:
         """Tokens in the cache; at most the context of the model."""
         return len(self._sequence.tokens)
 
+    @property
+    def capacity(self) -> int:
+        return self._sequence.capacity
+
     def send(self, text: str, parameters: SamplingParameters) -> Iterator[str]:
         """Yield the answer to `text` piece by piece; afterwards `last` holds the whole.
 
@@ -41,7 +46,14 @@ class Conversation:
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         prompt = self._model.encode_chat(messages)
-        stream = self._model.stream_ids(prompt, parameters, self._sequence)
-        yield from stream
-        self.last = stream.generation
-        self.messages = [*messages, {"role": "assistant", "content": self.last.text}]
+        stream = self._model.stream_ids(prompt, parameters, self._sequence, continuing=False)
+        said: list[str] = []
+        self.last = None
+        try:
+            for piece in stream:
+                said.append(piece)
+                yield piece
+            self.last = stream.generation
+        finally:
+            if said or self.last:
+                self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]

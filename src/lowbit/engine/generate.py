@@ -85,6 +85,12 @@ class LanguageModel:
         self.nbytes: int = model.nbytes
 
     @property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text, by the model's configuration or its tokenizer."""
+        known = self.tokenizer.eos_ids if self.tokenizer is not None else ()
+        return frozenset((*self.config.eos_ids, *known))
+
+    @property
     def has_chat_template(self) -> bool:
         return self.tokenizer is not None and bool(self.tokenizer.chat_template)
 
@@ -200,8 +206,7 @@ class LanguageModel:
         logprobs: int | None = None,
     ) -> Generation:
         """Answer `messages` ([{"role": "user", "content": "..."}, ...]) in the model's own template."""
-        return self.generate(
-            self.encode_chat(messages),
+        parameters = SamplingParameters(
             max_tokens=max_tokens,
             temperature=temperature,
             top_k=top_k,
@@ -211,9 +216,10 @@ class LanguageModel:
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             seed=seed,
-            stop=stop,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
             logprobs=logprobs,
         )
+        return self.stream_ids(self.encode_chat(messages), parameters, continuing=False).generation
 
     def generate_ids(
         self, prompt_ids: Sequence[int], parameters: SamplingParameters | None = None
@@ -227,21 +233,31 @@ class LanguageModel:
         prompt_ids: Sequence[int],
         parameters: SamplingParameters,
         sequence: TokenSequence | None = None,
+        continuing: bool = True,
     ) -> TextStream:
-        """The one way to text. `sequence` keeps keys and values from call to call (see Conversation)."""
+        """The one way to text.
+
+        sequence: keeps keys and values from call to call (see Conversation).
+        continuing: the text goes on from the prompt's, so a leading space stays; an answer drops it.
+        """
         prompt_ids = list(prompt_ids)
         check_prompt(len(prompt_ids), sequence.capacity if sequence else self.context)
         if sequence is None:
             room = self.context - len(prompt_ids)
             room = min(room, parameters.max_tokens or room)
             sequence = TokenSequence(self.decoder, len(prompt_ids) + room)
-        return TextStream(self._pieces(prompt_ids, parameters, sequence))
+        return TextStream(
+            self._pieces(prompt_ids, parameters, sequence, self._assembler(parameters, continuing))
+        )
 
     def _pieces(
-        self, prompt: list[int], parameters: SamplingParameters, sequence: TokenSequence
+        self,
+        prompt: list[int],
+        parameters: SamplingParameters,
+        sequence: TokenSequence,
+        assembler: TextAssembler | None,
     ) -> Generator[str, None, Generation]:
-        eos = () if parameters.ignore_eos or self.tokenizer is None else self.tokenizer.eos_ids
-        assembler = self._assembler(parameters)
+        eos = () if parameters.ignore_eos else self.eos_ids
         parts: list[str] = []
         tokens: list[TokenLogprob] = []
         started = last = time.perf_counter()
@@ -282,12 +298,12 @@ class LanguageModel:
             logprobs=tokens if parameters.logprobs is not None else None,
         )
 
-    def _assembler(self, parameters: SamplingParameters) -> TextAssembler | None:
+    def _assembler(self, parameters: SamplingParameters, continuing: bool) -> TextAssembler | None:
         if self.tokenizer is None:
             if parameters.stop:
                 raise UnsupportedError("generate: stop strings need a tokenizer and this model has none")
             return None
-        return TextAssembler(self.tokenizer.stream(), parameters.stop)
+        return TextAssembler(self.tokenizer.stream(continuing=continuing), parameters.stop)
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

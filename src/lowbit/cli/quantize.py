@@ -1,0 +1,109 @@
+"""`lowbit quantize`: a model in, the same model in fewer bits out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lowbit.cli import options, output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument(
+        "format", metavar="FORMAT", help="such as int4-g32, nf4, mxfp4; `lowbit formats` lists"
+    )
+    parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the directory to write")
+    parser.add_argument(
+        "--search",
+        choices=["mse", "minmax"],
+        default="mse",
+        help="how scales are found (default %(default)s)",
+    )
+    parser.add_argument("--embedding", metavar="FORMAT", help="of token embedding and output head")
+    parser.add_argument(
+        "--layer",
+        metavar="PATTERN=FORMAT",
+        action="append",
+        default=[],
+        help="format of tensors by name, such as '*.down_proj.weight=int8-g32'; may be given again",
+    )
+    parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
+
+
+def execute(args: argparse.Namespace) -> dict[str, Any]:
+    return quantize(
+        args.model,
+        args.format,
+        Path(args.output),
+        search=args.search,
+        embedding=args.embedding,
+        layers=_layers(args.layer),
+        force=args.force,
+    )
+
+
+def quantize(
+    model: str,
+    format_name: str,
+    target: Path,
+    *,
+    search: str = "mse",
+    embedding: str | None = None,
+    layers: dict[str, str] | None = None,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Quantize with a progress bar; returns the object that --json prints."""
+    import lowbit
+    from lowbit.measure.machine import peak_rss_bytes
+
+    started = time.perf_counter()
+    with output.Progress(f"quantize to {format_name}") as bar:
+        report = lowbit.quantize(
+            model,
+            format_name,
+            target,
+            search=search,
+            embedding=embedding,
+            layers=layers,
+            force=force,
+            progress=bar.update,
+        )
+    return {
+        "output": str(target),
+        "bits_per_weight": report["bits_per_weight"],
+        "seconds": time.perf_counter() - started,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "layers": report["layers"],
+        "size_bytes": directory_bytes(target),
+    }
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    sys.stdout.write(
+        f"{result['output']}: {result['bits_per_weight']:.3f} bits per weight, "
+        f"{output.megabytes(result['size_bytes'])}, {len(result['layers'])} tensors "
+        f"in {result['seconds']:.1f} s\n"
+    )
+    if sys.stderr.isatty():
+        output.note(f"talk to it: lowbit run {result['output']} 'Why is the sky blue?'")
+
+
+def directory_bytes(path: Path) -> int:
+    """Size of a file, or of all files of a directory."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def _layers(options_given: list[str]) -> dict[str, str] | None:
+    layers = {}
+    for text in options_given:
+        pattern, equals, name = text.rpartition("=")
+        if not equals or not pattern or not name:
+            raise options.UsageError(f"quantize: --layer {text!r} is not PATTERN=FORMAT; see --help")
+        layers[pattern] = name
+    return layers or None

@@ -1,0 +1,94 @@
+"""`lowbit run`: one prompt, one answer, shown as it is made."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from lowbit.cli import options
+from lowbit.cli.output import note
+from lowbit.errors import RequestError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    parser.add_argument("words", metavar="PROMPT", nargs="?", help="the prompt; without it -p, or stdin")
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt, as an option")
+    parser.add_argument("--raw", action="store_true", help="give the prompt as it is, without chat template")
+    parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no line of figures on stderr")
+    options.add_runtime(parser, "tokens of prompt and answer (default: what the model was trained for)")
+    options.add_sampling(parser, temperature=0.0, max_tokens=512)
+
+
+def execute(args: argparse.Namespace) -> dict[str, Any]:
+    parameters = options.sampling_parameters(args)
+    prompt = _prompt(args)
+    from lowbit.engine import load
+
+    model = load(args.model, activations=args.activations, context=args.context, threads=args.threads)
+    raw = args.raw or not model.has_chat_template
+    if raw:
+        if args.system is not None:
+            why = "--raw is given" if args.raw else "this model has no chat template"
+            raise RequestError(f"run: --system needs a chat template and {why}; put the text into the prompt")
+        ids = model.encode(prompt)
+    else:
+        messages = [{"role": "system", "content": args.system}] if args.system is not None else []
+        ids = model.encode_chat([*messages, {"role": "user", "content": prompt}])
+    stream = model.stream_ids(ids, parameters, continuing=raw)
+    if not args.json:
+        for piece in stream:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    g = stream.generation
+    result = {
+        "text": g.text,
+        "token_ids": g.token_ids,
+        "prompt_tokens": g.prompt_tokens,
+        "generated_tokens": g.generated_tokens,
+        "seconds": g.seconds,
+        "prompt_seconds": g.prompt_seconds,
+        "tokens_per_second": g.tokens_per_second,
+        "finish_reason": g.finish_reason,
+        "seed": parameters.seed,
+    }
+    if g.logprobs is not None:
+        result["logprobs"] = [
+            {"token_id": t.token_id, "logprob": t.logprob, "top": [list(pair) for pair in t.top]}
+            for t in g.logprobs
+        ]
+    return result
+
+
+def show(result: dict[str, Any], args: argparse.Namespace) -> None:
+    """The text is on stdout already; the figures follow on stderr."""
+    if not args.quiet:
+        note(figures(result))
+
+
+def figures(result: dict[str, Any]) -> str:
+    ends = {"length": ", stopped by --max-tokens", "context": ", the context is full"}
+    seed = f", seed {result['seed']}" if "seed" in result else ""
+    return (
+        f"[{result['generated_tokens']} tokens, {result['tokens_per_second']:.1f} tokens/s; "
+        f"prompt {result['prompt_tokens']} tokens in {result['prompt_seconds']:.2f} s"
+        f"{seed}{ends.get(result['finish_reason'], '')}]"
+    )
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    if args.words is not None and args.prompt is not None:
+        raise RequestError("run: the prompt is given twice, as an argument and with -p; give it once")
+    text = args.words if args.words is not None else args.prompt
+    if text is not None:
+        return text
+    if sys.stdin is None or sys.stdin.isatty():
+        raise RequestError('run: no prompt; give it as an argument: lowbit run MODEL "Hello", or on stdin')
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"run: stdin is not UTF-8 at byte {error.start}; convert it first") from error
+    return text if args.raw else text.removesuffix("\n")
