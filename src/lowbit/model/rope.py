@@ -10,6 +10,7 @@ arXiv:2309.00071; llama3 as published with Llama 3.1. The tests hold all of them
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from lowbit.model.fields import Fields
 if TYPE_CHECKING:
     from lowbit.model.config import ModelConfig
 
-_PLAIN = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor"})
+# Keys that every kind may have; `finetuned` tells how a yarn checkpoint was made and changes nothing.
+_PLAIN = frozenset({"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"})
 
 # rope_type -> the parameters that it reads besides rope_theta. Anything else is refused.
 SCALINGS: dict[str, frozenset[str]] = {
@@ -88,26 +90,27 @@ def parse_rope(fields: Fields, head_dim: int, max_position: int) -> Rope:
         raise fields.fail("rope_scaling" if older else "rope_parameters", given, "an object")
     if any(isinstance(value, Mapping) for value in given.values()):
         raise UnsupportedError(
-            f"{fields.where}: rotary settings differ by layer type ({', '.join(map(str, given))}); "
+            f"{fields.where}: rotary settings differ by layer type ({', '.join(map(str, list(given)[:4]))}); "
             "lowbit runs one setting for all layers"
         )
     kind = given.get("rope_type") or given.get("type") or "default"
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         raise UnsupportedError(
-            f"{fields.where}: rope scaling {kind!r} is unknown; lowbit runs {', '.join(sorted(SCALINGS))}"
+            f"{fields.where}: rope scaling {reprlib.repr(kind)} is unknown; lowbit runs "
+            f"{', '.join(sorted(SCALINGS))}"
         )
     for key, value in given.items():
         if key not in SCALINGS[kind] and key not in _PLAIN and value is not None:
             raise UnsupportedError(
-                f"{fields.where}: rope scaling {kind!r} has the parameter {key}={value!r}, which it does not "
-                f"read; known parameters: {', '.join(sorted(SCALINGS[kind])) or 'none'}"
+                f"{fields.where}: rope scaling {kind!r} does not read {key}={reprlib.repr(value)}; "
+                f"known parameters: {', '.join(sorted(SCALINGS[kind])) or 'none'}"
             )
     share = {key: fields.raw(key) for key in ("partial_rotary_factor", "rotary_pct")}
     share["rope partial_rotary_factor"] = given.get("partial_rotary_factor")
     for key, value in share.items():
-        if value not in (None, 1, 1.0):
+        if value is not None and (isinstance(value, bool) or value != 1):
             raise UnsupportedError(
-                f"{fields.where}: {key}={value!r}; lowbit rotates whole heads, so only 1.0 runs"
+                f"{fields.where}: {key}={reprlib.repr(value)}; lowbit rotates whole heads, so only 1.0 runs"
             )
 
     settings: dict[str, Any] = dict(given)
