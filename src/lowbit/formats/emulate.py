@@ -41,7 +41,7 @@ def emulate(
     group_size: any number above 0, the last group of a row may be shorter; 0: a whole row of the last axis.
     seed: of stochastic rounding; None differs each time.
 
-    Plain overflow follows the format as ml_dtypes casts: infinity (e5m2, e4m3, fp16), NaN (e4m3fn, fnuz, e8m0),
+    Plain overflow is that of an ml_dtypes cast: infinity (e5m2, e4m3, fp16), NaN (e4m3fn, fnuz, e8m0),
     the largest value (finite formats, integers, tables); NaN stays NaN in minifloats. Rounding is done in
     float64, once; a float32 or float16 result too large for the dtype of `x` is infinity.
     In groups, numbers beyond the scaled levels take the last one.
@@ -55,7 +55,8 @@ def emulate(
             f"emulate: dtype {values.dtype} is not supported; convert to float16, float32 or float64"
         )
     dtype = values.dtype if values.dtype.kind == "f" else np.dtype(np.float64)
-    wide = values.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+        wide = values.astype(np.float64)
     rng = np.random.default_rng(seed) if rounding == "stochastic" else None
     target = _resolve(format, group_size, scale_type)
     if isinstance(target, Minifloat):
@@ -79,8 +80,9 @@ def group_scales(
     """Return a scale per group, float64, before it is rounded to its type.
 
     groups: float64 [..., group_size], padded with zeros; counts: numbers in each group, broadcastable.
-    Binary and ternary: the mean magnitude (BitNet b1.58, arXiv:2402.17764). e8m0: the power of two that brings
-    the exponent of the largest magnitude to that of the largest level (OCP Microscaling Formats v1.0, 6.3).
+    Binary and ternary: the mean magnitude (BitNet b1.58, arXiv:2402.17764). e8m0: the power of two that
+    brings the exponent of the largest magnitude to that of the largest level (OCP Microscaling Formats
+    v1.0 section 6.3).
     Otherwise the smallest scale at which the levels cover the group.
     """
     if table in (tables.BINARY, tables.TERNARY):

@@ -48,6 +48,11 @@ class Minifloat:
         what = (
             f"minifloat(exponent_bits={e}, mantissa_bits={m}, bias={self.bias}, specials={self.specials!r})"
         )
+        if self.specials == "fn" and self.signed and 1 + e + m <= 6:
+            raise FormatError(
+                f"{what}: formats of at most 6 bits spend no code on NaN (float4_e2m1fn and float6_e3m2fn are"
+                " finite); use specials='finite' or leave it out"
+            )
         if not (1 <= e <= 11 and 0 <= m <= 52):
             raise FormatError(
                 f"{what}: exponent_bits must be 1 to 11 and mantissa_bits 0 to 52, as in float64"
@@ -170,7 +175,8 @@ class Minifloat:
         An unsigned format has neither zero nor sign: zero and negative numbers become NaN, smaller numbers
         than its smallest become that.
         """
-        x = np.asarray(x, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN becomes quiet
+            x = np.asarray(x, dtype=np.float64)
         m, smallest = self.mantissa_bits, self.smallest_exponent
         finite = np.isfinite(x)
         safe = np.where(finite, x, 0.0)
@@ -223,6 +229,7 @@ class Minifloat:
         infinite = np.isinf(value)
         magnitude = np.where(nan | infinite, 0.0, np.abs(value))
         exponent = np.maximum(np.frexp(magnitude)[1] - 1, self.smallest_exponent)
+        exponent = np.where(magnitude == 0, self.smallest_exponent, exponent)  # frexp(0) is 0
         half = (m - exponent) // 2
         steps = np.ldexp(np.ldexp(magnitude, half), m - exponent - half).astype(np.uint64)
         # steps holds the hidden bit: a normal number of field f adds (f - 1) << m to it, a subnormal 0.
@@ -257,11 +264,6 @@ def minifloat(
     """Make a signed Minifloat; a missing bias or meaning of special codes is that of the bare name."""
     if specials is None:
         specials = default_specials(exponent_bits, mantissa_bits)
-    elif specials == "fn" and 1 + exponent_bits + mantissa_bits <= 6:
-        raise FormatError(
-            f"minifloat(e{exponent_bits}m{mantissa_bits}, specials='fn'): formats of at most 6 bits spend"
-            " no code on NaN (float4_e2m1fn, float6_e3m2fn are finite); use specials='finite' or leave it out"
-        )
     if bias is None:
         bias = _default_bias(exponent_bits, specials)
     return Minifloat(exponent_bits, mantissa_bits, bias, specials)
