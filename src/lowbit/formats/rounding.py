@@ -78,7 +78,6 @@ def round_to_table(
     x = np.clip(x, levels[0], levels[-1])
     below = np.clip(np.searchsorted(levels, x, side="right") - 1, 0, len(levels) - 2)
     low, high = levels[below], levels[below + 1]
-    from_low, from_high = x - low, high - x
     if rounding == "up":
         upper = x > low
     elif rounding == "down":
@@ -87,7 +86,7 @@ def round_to_table(
         upper = np.where(x >= 0, x >= high, x > low)
     elif rounding == "stochastic":
         rng = np.random.default_rng() if rng is None else rng
-        upper = rng.random(x.shape) * (high - low) < from_low
+        upper = rng.random(x.shape) * (high - low) < x - low
     else:
         larger = np.abs(high) > np.abs(low)
         if rounding == "nearest_away":
@@ -95,5 +94,7 @@ def round_to_table(
         else:
             even_low, even_high = codes[below] % 2 == 0, codes[below + 1] % 2 == 0
             tie = np.where(even_low == even_high, ~larger, even_high)
-        upper = np.where(from_low == from_high, tie, from_low > from_high)
+        # Distances would be rounded; the middle is exact for levels of at most 52 bits from first to last.
+        middle = low / 2 + high / 2
+        upper = np.where(x == middle, tie, x > middle)
     return codes[below + upper].astype(np.uint8)
