@@ -156,7 +156,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
         )
     if _native_pack is None:
         return pack_codes_reference(codes, bits)
-    packed = np.empty(codes_shape(*codes.shape, bits), np.uint8)
+    packed = np.empty(codes_shape(codes.shape[0], codes.shape[1], bits), np.uint8)
     _native_pack(np.ascontiguousarray(codes), packed, bits)
     return packed
 

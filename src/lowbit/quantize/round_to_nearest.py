@@ -1,0 +1,190 @@
+"""Round-to-nearest for every format: arrays in, PackedMatrix out.
+
+Single-term formats search the scale of each group (search.py, affine.py); formats of several terms are
+fitted (binary_coded.py, trit_planes.py); plain floats are converted. NumPy works through the matrix in chunks
+of rows; where the native quantizer knows the format, it gives the same codes and scales many times faster.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import FormatError
+from lowbit.formats import Format, parse_format
+from lowbit.formats.scales import encode_scales
+from lowbit.packed import (
+    CodeTerm,
+    FloatTerm,
+    PackedMatrix,
+    check_group_size,
+    group_count,
+    pack_codes,
+    pack_groups,
+    pack_values,
+)
+from lowbit.quantize.affine import affine_codes, search_affine
+from lowbit.quantize.binary_coded import fit_planes
+from lowbit.quantize.grid import F32, make_grid
+from lowbit.quantize.native import quantize_native
+from lowbit.quantize.scale import tensor_scale
+from lowbit.quantize.search import inverse, search_scales
+from lowbit.quantize.trit_planes import fit_trits
+
+SEARCHES = ("mse", "minmax")
+_CHUNK_WEIGHTS = 1 << 20  # weights that NumPy handles at a time
+
+
+def round_to_nearest(weight: np.ndarray, format: Format, search: str = "mse") -> PackedMatrix:
+    """Round each group of `weight` to the nearest levels of `format`.
+
+    weight: float32 [out_features, in_features], finite
+    search: "mse" (scale of least squared error) or "minmax" (scale that covers the group)
+    Formats of several terms are always fitted by least squares.
+    Raises FormatError if the group size does not divide in_features or a weight is not finite.
+    """
+    return quantize_with_error(weight, format, search)[0]
+
+
+def quantize_array(array: Any, format: Format | str, search: str = "mse") -> PackedMatrix:
+    """`round_to_nearest` for any real array of two dimensions and a format or its name."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub" or array.ndim != 2:
+        raise FormatError(
+            f"quantize: received {array.dtype} {list(array.shape)}; needs a real [out_features, in_features]"
+        )
+    return round_to_nearest(np.ascontiguousarray(array, F32), parse_format(format), search)
+
+
+def quantize_with_error(
+    weight: np.ndarray, format: Format, search: str = "mse", what: str = "quantize"
+) -> tuple[PackedMatrix, float]:
+    """(matrix, squared error / squared weights). `what` opens error messages, e.g. with a tensor's name."""
+    if search not in SEARCHES:
+        raise FormatError(f"{what}: search={search!r}; use one of {', '.join(SEARCHES)}")
+    if weight.ndim != 2 or weight.dtype != F32 or 0 in weight.shape:
+        raise FormatError(
+            f"{what}: received {weight.dtype} {list(weight.shape)}; needs float32 [out_features, in_features]"
+        )
+    check_finite(weight, what)
+    if format.float_type is not None:
+        return _to_floats(weight, format, what)
+    check_group_size(weight.shape[1], format.group_size, f"{what} to {format.name}")
+    return quantize_native(weight, format, search) or quantize_reference(weight, format, search)
+
+
+def check_finite(weight: np.ndarray, what: str) -> None:
+    """Raise FormatError that names the first weight that is NaN or infinite."""
+    rows = max(1, _CHUNK_WEIGHTS // weight.shape[1])
+    for first in range(0, len(weight), rows):
+        part = weight[first : first + rows]
+        if np.isfinite(part).all():
+            continue
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(part))[0])
+        raise FormatError(
+            f"{what}: weight[{first + row}, {column}] is {part[row, column]}; every weight must be finite: "
+            "the checkpoint is damaged or was trained to divergence"
+        )
+
+
+def quantize_reference(weight: np.ndarray, format: Format, search: str) -> tuple[PackedMatrix, float]:
+    """The definition in NumPy. weight: float32, checked; group size fits."""
+    out_features, in_features = weight.shape
+    groups = group_count(in_features, format.group_size)
+    largest = float(np.abs(weight).max())
+    divisor = tensor_scale(largest, format.max_level, format.scale_type)
+    codes = np.empty((format.terms, out_features, in_features), np.uint8)
+    scales = np.empty((format.terms, out_features, groups), F32)
+    zero_points = np.empty((out_features, groups), np.uint8) if format.zero_point else None
+    selectors = np.empty((out_features, groups), np.uint8) if len(format.tables) > 1 else None
+    squared_error = 0.0
+    step = max(1, _CHUNK_WEIGHTS // in_features)
+    for first in range(0, out_features, step):
+        rows = slice(first, min(first + step, out_features))
+        part = weight[rows] / F32(divisor)
+        shape = (len(part), groups)
+        w = np.ascontiguousarray(part.reshape(*shape, -1).transpose(2, 0, 1).reshape(-1, len(part) * groups))
+        part_codes, part_scales, zeros, selected, errors = _fit(w, format, search)
+        for term in range(format.terms):
+            codes[term, rows] = part_codes[term].T.reshape(len(part), in_features)
+            scales[term, rows] = part_scales[term].reshape(shape)
+        if zero_points is not None:
+            zero_points[rows] = zeros.reshape(shape)
+        if selectors is not None:
+            selectors[rows] = selected.reshape(shape)
+        squared_error += float(errors.sum(dtype=np.float64))
+    squared = float(np.square(weight, dtype=np.float64).sum())
+    levels = np.array(format.tables, F32)
+    terms = tuple(
+        CodeTerm(
+            bits=format.bits,
+            levels=levels,
+            codes=pack_codes(codes[term], format.bits),
+            scales=pack_groups(encode_scales(scales[term], format.scale_type)),
+            scale_type=format.scale_type,
+            group_size=format.group_size,
+            zero_points=None if zero_points is None else pack_groups(zero_points),
+            selectors=None if selectors is None else pack_groups(selectors),
+            tensor_scale=divisor,
+        )
+        for term in range(format.terms)
+    )
+    matrix = PackedMatrix(out_features, in_features, terms, format.name)
+    return matrix, squared_error * divisor**2 / squared if squared else 0.0
+
+
+def _fit(w: np.ndarray, format: Format, search: str) -> tuple[np.ndarray, ...]:
+    """Codes [terms, group_size, N], scales [terms, N], zero-points, selectors and errors [N] of N groups."""
+    none = np.zeros(w.shape[1], np.uint8)
+    if format.terms > 1:
+        fit_terms = fit_planes if format.bits == 1 else fit_trits
+        codes, scales = fit_terms(w, format.terms, format.scale_type)
+        values = np.array(format.tables[0], F32)[codes] * scales[:, None]
+        return codes, scales, none, none, np.square(w - values.sum(axis=0)).sum(axis=0)
+    if format.zero_point:
+        fit = search_affine(w, format.bits, format.scale_type, search)
+        codes = affine_codes(w, fit.scales, fit.zero_points, format.bits).astype(np.uint8)
+        return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), none, fit.errors
+    codes, scales, errors = _fit_table(w, format, 0, search)
+    selected = none
+    for number in range(1, len(format.tables)):
+        new_codes, new_scales, new_errors = _fit_table(w, format, number, search)
+        better = new_errors < errors
+        selected = np.where(better, np.uint8(number), selected)
+        codes = np.where(better, new_codes, codes)
+        scales = np.where(better, new_scales, scales)
+        errors = np.where(better, new_errors, errors)
+    return codes[None], scales[None], none, selected, errors
+
+
+def _fit_table(
+    w: np.ndarray, format: Format, number: int, search: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(codes [group_size, N], scales [N], errors [N]) with one of the tables of `format`."""
+    grid = make_grid(format.tables[number])
+    fit = search_scales(w, grid, format.bits, format.scale_type, search)
+    return grid.codes[grid.nearest(w * inverse(fit.scales * grid.step))], fit.scales, fit.errors
+
+
+def _to_floats(weight: np.ndarray, format: Format, what: str) -> tuple[PackedMatrix, float]:
+    """Convert to fp32, fp16 or bf16, rounding to nearest even."""
+    assert format.float_type is not None
+    if format.float_type == "fp16":
+        largest = float(np.abs(weight).max())
+        if largest >= 65520:
+            raise FormatError(
+                f"{what} to fp16: the largest weight {largest:g} rounds above 65504; use bf16 or fp32"
+            )
+        values = weight.astype(np.float16)
+    elif format.float_type == "bf16":
+        bits = weight.view(np.uint32)
+        values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    else:
+        values = weight
+    matrix = PackedMatrix(
+        weight.shape[0], weight.shape[1], (FloatTerm(format.float_type, pack_values(values)),), format.name
+    )
+    if format.float_type == "fp32":
+        return matrix, 0.0
+    squared = float(np.square(weight, dtype=np.float64).sum())
+    error = float(np.square(matrix.dequantize() - weight, dtype=np.float64).sum())
+    return matrix, error / squared if squared else 0.0
