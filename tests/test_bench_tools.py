@@ -1,0 +1,276 @@
+"""The tools under bench/: what they read, compute and write. No timing and no peer is needed here."""
+
+import json
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import kernels  # noqa: E402
+import machine  # noqa: E402
+import models  # noqa: E402
+import process  # noqa: E402
+import random_llama  # noqa: E402
+import report  # noqa: E402
+import run  # noqa: E402
+import sections  # noqa: E402
+import speed  # noqa: E402
+import spread  # noqa: E402
+from peers import llama_cpp  # noqa: E402
+
+sys.path.remove(str(BENCH))
+
+TINY = random_llama.Shape(layers=2, hidden=64, intermediate=96, heads=4, kv_heads=2, vocab=300)
+
+
+# Statistics
+
+
+def test_summary_keeps_order_and_extremes():
+    found = spread.summary([3.0, 1.0, 2.0])
+    assert found == {"median": 2.0, "low": 1.0, "high": 3.0, "values": [3.0, 1.0, 2.0]}
+    with pytest.raises(ValueError, match="no values"):
+        spread.summary([])
+
+
+def test_ratio_pairs_neighbours():
+    found = spread.ratio([2.0, 4.0, 8.0], [1.0, 1.0, 4.0])
+    assert found == {"median": 4.0, "low": 2.0, "high": 4.0}
+    with pytest.raises(ValueError, match="one length"):
+        spread.ratio([1.0], [1.0, 2.0])
+
+
+def test_turns_interleave_and_drop_the_first_round():
+    order = []
+
+    def contestant(name, prefill):
+        def measure(threads):
+            order.append(name)
+            return {"prefill": prefill + len(order), "decode": 1.0}
+
+        return measure
+
+    series = speed.take_turns({"a": contestant("a", 0), "b": contestant("b", 100)}, 1, 2, lambda text: None)
+    assert order == ["a", "b"] * 3
+    assert series == {
+        "a": {"prefill": [3, 5], "decode": [1.0, 1.0]},
+        "b": {"prefill": [104, 106], "decode": [1.0, 1.0]},
+    }
+
+
+# The peer
+
+
+def test_llama_bench_output():
+    text = json.dumps(
+        [
+            {"n_prompt": 512, "n_gen": 0, "samples_ts": [1846.58, 1850]},
+            {"n_prompt": 0, "n_gen": 128, "samples_ts": [295.1]},
+        ]
+    )
+    assert llama_cpp.parse_speed(text) == {"prefill": [1846.58, 1850.0], "decode": [295.1]}
+
+
+def test_llama_perplexity_output():
+    text = "[1]4.1,[2]5.2,\nFinal estimate: PPL = 21.3456 +/- 0.51234\n"
+    assert llama_cpp.parse_perplexity(text) == 21.3456
+    with pytest.raises(llama_cpp.PeerError, match="no final estimate"):
+        llama_cpp.parse_perplexity("error: the text is too short")
+
+
+def test_failing_tool_says_why():
+    with pytest.raises(llama_cpp.PeerError, match=r"exit status 3: reason"):
+        llama_cpp.run([sys.executable, "-c", "import sys; sys.stderr.write('reason'); sys.exit(3)"])
+
+
+def test_damaged_source_is_refused(tmp_path):
+    home = tmp_path / "peer"
+    home.mkdir()
+    (home / f"llama_cpp_python-{llama_cpp.VERSION}.tar.gz").write_bytes(b"not it")
+    with pytest.raises(llama_cpp.PeerError, match="sha256"):
+        llama_cpp._source(home, lambda text: None)
+
+
+# Processes
+
+
+def test_watch_measures_a_process():
+    code = "import sys, time; sys.stdout.write('a'); sys.stdout.flush(); time.sleep(0.2); print('b')"
+    finished = process.watch([sys.executable, "-c", code])
+    assert finished.stdout == "ab\n"
+    assert finished.first_byte_seconds < finished.seconds - 0.15
+    assert 2**20 < finished.peak_rss_bytes < 2**30
+
+
+def test_watch_of_a_silent_and_of_a_failing_process():
+    assert process.watch([sys.executable, "-c", ""]).first_byte_seconds is None
+    with pytest.raises(process.CommandError, match=r"exit status 5: broken"):
+        process.watch([sys.executable, "-c", "import sys; print('broken', file=sys.stderr); sys.exit(5)"])
+
+
+# Models
+
+
+def test_random_llama_is_a_whole_gguf(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    path = random_llama.write(tmp_path / "tiny.gguf", TINY)
+    again = random_llama.write(tmp_path / "again.gguf", TINY)
+    assert path.read_bytes() == again.read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+    reader = gguf.GGUFReader(path)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert set(tensors) == {name for name, _ in TINY.tensors()}
+    assert sum(int(t.n_elements) for t in reader.tensors) == TINY.parameters
+    for name, shape in TINY.tensors():
+        assert tuple(tensors[name].data.shape) == shape
+    weight = np.asarray(tensors["blk.1.ffn_up.weight"].data, np.float32)
+    assert abs(weight.std() / random_llama.DEVIATION - 1) < 0.05
+    assert len(reader.get_field("tokenizer.ggml.tokens").data) == TINY.vocab
+    assert models.weight_bytes(path) == sum(t.n_bytes for t in reader.tensors)
+
+
+def test_vocabulary_is_taken_from_a_gguf(tmp_path):
+    pytest.importorskip("gguf")
+    first = random_llama.write(tmp_path / "first.gguf", TINY)
+    assert random_llama.read_vocabulary(first) == random_llama.synthetic_vocabulary(TINY.vocab)
+    other = random_llama.Shape(1, 64, 96, 4, 2, vocab=301)
+    with pytest.raises(ValueError, match="300 tokens, but the model's vocabulary is 301"):
+        random_llama.write(tmp_path / "other.gguf", other, vocabulary=first)
+
+
+def test_billion_parameter_shape():
+    assert random_llama.LLAMA_1B.parameters == 1_100_048_384
+
+
+def test_weight_bytes_of_a_directory(tmp_path):
+    header = {
+        "__metadata__": {"a": "b"},
+        "x": {"dtype": "U8", "shape": [40], "data_offsets": [0, 40]},
+        "y": {"dtype": "F32", "shape": [2], "data_offsets": [64, 72]},
+    }
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(72))
+    assert models.weight_bytes(tmp_path) == 48
+
+
+def test_kv_bytes_of_smollm2():
+    assert models.kv_bytes({"n_layers": 30, "n_kv_heads": 3, "head_dim": 64}, tokens=1) == 23040
+
+
+# Reports
+
+
+def result():
+    figures = {
+        "prefill": spread.summary([2000.0, 2100.0]),
+        "decode": spread.summary([300.0, 310.0]),
+        "decode_bound_fraction": spread.summary([0.9, 0.92]),
+    }
+    entry = {"model": "smollm2-135m", "threads": 2, "weight_bytes": {"lowbit int4-g32": 82_000_000}}
+    return {
+        "date": "2025-01-31T10:00:00Z",
+        "commit": "0123456789abcdef",
+        "modified": False,
+        "machine": {
+            "cpu": "A CPU",
+            "cpu_model": "family 1",
+            "cpus": 2,
+            "system": "Linux 6",
+            "compiler": "g++ 12",
+        },
+        "peer": None,
+        "peer_missing": "no network",
+        "rounds": 5,
+        "rows": [
+            sections.row("decode", 1.2345, "x", ">= 1.2x", True),
+            sections.row("memory", 71.0, "MB", "<= 60 MB", False, "peak"),
+            sections.row("prefill", None, "x", ">= 1.8x", None),
+        ],
+        "sections": {
+            "smollm2-135m": [{**entry, "contestants": {"lowbit int4-g32": figures}}],
+            "start": {"median": 0.3},
+        },
+    }
+
+
+def test_markdown_has_every_row_and_its_origin():
+    text = report.markdown(result())
+    assert "| decode | >= 1.2x | 1.23x | yes |" in text
+    assert "| memory | <= 60 MB | 71.00 MB | no |" in text
+    assert "| prefill | >= 1.8x | not measured | - |" in text
+    assert "2050 (2000 to 2100) | 305.0 (300.0 to 310.0) | 91% |" in text
+    assert "2025-01-31" in text and "0123456789ab" in text and "A CPU" in text and "no network" in text
+
+
+def test_render_replaces_only_what_is_between_the_markers():
+    page = f"# Title\n\n{report.BEGIN}\nold\n{report.END}\n\nend \\1\n"
+    shown = report.render(page, result())
+    assert shown.startswith(f"# Title\n\n{report.BEGIN}\nMeasured") and shown.endswith("\n\nend \\1\n")
+    assert "old" not in shown
+    assert report.render(shown, result()) == shown
+
+
+@pytest.mark.parametrize("page", ["", report.BEGIN, f"{report.END}{report.BEGIN}", f"{report.BEGIN}x" * 2])
+def test_render_refuses_a_page_without_its_place(page):
+    with pytest.raises(report.ReportError, match="must hold"):
+        report.render(page, result())
+
+
+def test_newest_result_goes_by_date_inside(tmp_path):
+    with pytest.raises(report.ReportError, match="no result"):
+        report.newest(tmp_path)
+    (tmp_path / "z.json").write_text(json.dumps({"date": "2025-01-01T00:00:00Z"}))
+    (tmp_path / "a.json").write_text(json.dumps({"date": "2025-02-01T00:00:00Z"}))
+    assert report.newest(tmp_path).name == "a.json"
+
+
+def test_terminal_table_prints(capsys):
+    report.print_table(result())
+    out = capsys.readouterr().out
+    assert "1.23x" in out and "lowbit" in out
+
+
+def test_result_name_and_machine():
+    assert machine.result_name("2025-01-31T10:00:00Z", "AMD EPYC (tm)") == "2025-01-31-amd-epyc-tm.json"
+    found = machine.describe()
+    assert found["cpus"] >= 1 and found["cpu"]
+    json.dumps(found)
+
+
+def test_options():
+    options = run.parse(["--quick", "--only", "start", "--only", "memory", "--no-peers"])
+    assert options.only == ["start", "memory"] and options.quick and options.no_peers
+    assert run.find_peer(False) == (None, "switched off by --no-peers")
+    assert run.parse(["--render"]).render == ""
+
+
+# Kernel benchmark
+
+
+def test_shapes():
+    assert kernels.parse_shape("5632x2048") == (5632, 2048)
+    with pytest.raises(SystemExit, match="OUTxIN"):
+        kernels.parse_shape("5632")
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "nf4-g64", "bitmod4-g128", "bcq3-g128", "fp16"])
+def test_random_matrix_repeats_its_rows(name):
+    matrix = kernels.random_matrix(name, 160, 128)
+    weight = matrix.dequantize()
+    assert weight.shape == (160, 128)
+    np.testing.assert_array_equal(weight[64:128], weight[:64])
+    np.testing.assert_array_equal(weight[128:], weight[:32])
+    copies = kernels.copies_of(matrix, 3 * matrix.nbytes)
+    assert len(copies) == 3
+    np.testing.assert_array_equal(copies[2].dequantize(), weight)
+
+
+def test_seconds_per_call_counts_calls(monkeypatch):
+    monkeypatch.setattr(kernels, "SERIES_SECONDS", 0.001)
+    found = kernels.seconds_per_call([lambda: None, lambda: None])
+    assert 0 < found["low"] <= found["median"] <= found["high"] < 1e-3
