@@ -67,9 +67,9 @@ class PackedMatrix:
     def native(self) -> Any:
         """The `_native.Matrix` over the same memory, made on first use."""
         if self._native is None:
-            from lowbit import _native
+            from lowbit._native import Matrix
 
-            matrix = _native.Matrix(self.out_features, self.in_features)
+            matrix = Matrix(self.out_features, self.in_features)
             for term in self.terms:
                 if isinstance(term, FloatTerm):
                     matrix.add_float_term(term.type, term.values)

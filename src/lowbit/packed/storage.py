@@ -91,9 +91,7 @@ class TensorWriter:
             )
         little = array.astype(dtype.newbyteorder("<"), copy=False)
         try:
-            self._put(
-                self._offsets[name], memoryview(np.ascontiguousarray(little).reshape(-1).view(np.uint8))
-            )
+            self._put(self._offsets[name], np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
         except OSError as error:
             raise self._failure(error) from error
         self._missing.discard(name)
@@ -167,7 +165,7 @@ class TensorFile:
             begin, end = entry["data_offsets"]
             self._entries[name] = (entry["dtype"], tuple(entry["shape"]), begin, end)
         if self.path.stat().st_size > self._start:
-            self._map = np.memmap(self.path, np.uint8, "r")
+            self._map: np.ndarray = np.memmap(self.path, np.uint8, "r")
         else:
             self._map = np.empty(self._start, np.uint8)
 

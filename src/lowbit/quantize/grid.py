@@ -60,8 +60,8 @@ def make_grid(table: tuple[float, ...]) -> Grid:
     levels, first_code = np.unique(np.asarray(table, np.float64), return_index=True)
     if float(np.abs(levels).max()) > _LEVEL_LIMIT:
         raise FormatError(
-            f"quantize: level {float(np.abs(levels).max()):g} is above {_LEVEL_LIMIT:g}; divide all levels by "
-            "a common factor, the scales make up for it"
+            f"quantize: level {float(np.abs(levels).max()):g} is above {_LEVEL_LIMIT:g}; "
+            "divide all levels by a common factor, the scales make up for it"
         )
     codes = first_code.astype(np.uint8)
     step, first = _linear(table)

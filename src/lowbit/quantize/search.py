@@ -9,7 +9,7 @@ above the smallest scale that covers the group. For each, with q the nearest lev
 q is  s = <w, q> / <q, q>  and lowers the squared error by  <w, q>^2 / <q, q>.  The candidate with the largest
 gain is refined: round s to its storage type, choose the levels again, measure the error, refit. The min-max
 scale competes too, so the result is never worse. Levels that are not symmetric around zero (-8 .. 7)
-are tried with scales of both signs. Coarse scale types (e8m0, e4m3) take each candidate rounded, without refit.
+are tried with scales of both signs. Coarse scale types (e8m0, e4m3) take each candidate rounded, as it is.
 """
 
 from dataclasses import dataclass
