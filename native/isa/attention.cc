@@ -152,8 +152,8 @@ void attend_rows(const AttentionTile& t, size_t row, size_t block, const Number*
   for (; v + kWide <= vectors; v += kWide)
     score<rows, kWide>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
   for (; v < vectors; ++v) score<rows, 1>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
-  for (; v < kVectors; ++v)
-    for (size_t r = 0; r < rows; ++r) store(scores + r * kAttentionBlock + 16 * v, set1(kHidden));
+  for (size_t r = 0; r < rows; ++r)
+    for (size_t key = 16 * vectors; key < kAttentionBlock; ++key) scores[r * kAttentionBlock + key] = kHidden;
 
   soften<rows>(scores, spans, state.peak + row, state.sum + row, fade);
 

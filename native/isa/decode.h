@@ -149,9 +149,9 @@ LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group
 // What the integer sum of a segment starts from. Codes are unsigned, so the sum of (code + base) * x is the
 // dot product plus base * sum(x). A term that is not plain adds this at the end instead.
 template <Map map, bool plain>
-LOWBIT_INLINE I32 start(const CodeTerm& t, const SegmentScale& s) {
+LOWBIT_INLINE I32 start(int32_t base, const SegmentScale& s) {
   if constexpr (map != Map::linear) return set1_i32(-128 * s.sum);
-  if constexpr (plain) return set1_i32(t.base * s.sum);
+  if constexpr (plain) return set1_i32(base * s.sum);
   return zero_i32();
 }
 

@@ -17,12 +17,17 @@ template <size_t columns, Map map, int limbs, bool small, bool plain>
 void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
              float* acc) {
   constexpr int weight_limbs = kWeightLimbs<map>;
-  const size_t padded = a.padded;
+  const size_t padded = a.padded, low_panel = padded * kBlockRows;
   const int8_t* x_high = a.high + first * padded;
   const int8_t* x_low = limbs == 2 ? a.low + first * padded : nullptr;
-  const size_t low_panel = padded * kBlockRows;
-  size_t group = 0, group_end = t.group_size;
-  for (size_t k = 0; k < padded;) {
+  const int32_t base = t.base;
+  F32 f[columns][2];
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    f[c][0] = load(acc + c * kBlockRows);
+    f[c][1] = load(acc + c * kBlockRows + kTileRows);
+  });
+  size_t group = 0, group_end = t.group_size, k = 0;
+  do {
     const size_t end = segment_end(k, group_end, padded);
     I32 sum[columns][2][weight_limbs][limbs];
     SegmentScale s[columns];
@@ -30,29 +35,37 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
       s[c] = segment_scale(a, first + c, k, end);
       unroll<2 * weight_limbs>([&](auto i) LOWBIT_UNROLLED {
         sum[c][i / weight_limbs][i % weight_limbs][0] = zero_i32();
-        sum[c][i / weight_limbs][i % weight_limbs][limbs - 1] = start<map, plain>(t, s[c]);
+        sum[c][i / weight_limbs][i % weight_limbs][limbs - 1] = start<map, plain>(base, s[c]);
       });
     });
-    for (size_t i = k; i < end; i += 4) {
-      U8 w[2][weight_limbs];
-      unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
-        w[j % 2][j / 2] = load_u8(panel + i * kBlockRows + j % 2 * 64 + j / 2 * low_panel);
-      });
-      unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-        unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
-          const I32 x = broadcast4((limb ? x_low : x_high) + c * padded + i);
-          unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
-            I32& target = sum[c][j % 2][j / 2][limb];
-            target = dot<small>(target, w[j % 2][j / 2], x);
+    const uint8_t* w = panel + k * kBlockRows;
+    const uint8_t* const w_end = panel + end * kBlockRows;
+    const int8_t* x = x_high + k;
+    const int8_t* y = x_low + (limbs == 2 ? k : 0);
+    do {  // a segment is a multiple of 16 inputs; four steps a round leave the compiler few register copies
+      unroll<4>([&](auto step) LOWBIT_UNROLLED {
+        U8 weight[2][weight_limbs];
+        unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
+          weight[j % 2][j / 2] = load_u8(w + step * 128 + j % 2 * 64 + j / 2 * low_panel);
+        });
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+            const I32 v = broadcast4((limb ? y : x) + c * padded + 4 * step);
+            unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
+              I32& target = sum[c][j % 2][j / 2][limb];
+              target = dot<small>(target, weight[j % 2][j / 2], v);
+            });
           });
         });
       });
-    }
+      w += 4 * 128;
+      x += 16;
+      if constexpr (limbs == 2) y += 16;
+    } while (w != w_end);
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-      const TileScale w = tile_scale<plain>(t, block, group, tile);
+      const TileScale scale = tile_scale<plain>(t, block, group, tile);
       unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-        float* f = acc + c * kBlockRows + tile * kTileRows;
-        store(f, add_scaled<map, plain>(load(f), sum[c][tile], t, w, s[c]));
+        f[c][tile] = add_scaled<map, plain>(f[c][tile], sum[c][tile], t, scale, s[c]);
       });
     });
     if (end == group_end) {
@@ -60,7 +73,11 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
       group_end += t.group_size;
     }
     k = end;
-  }
+  } while (k < padded);
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    store(acc + c * kBlockRows, f[c][0]);
+    store(acc + c * kBlockRows + kTileRows, f[c][1]);
+  });
 }
 
 // Full tiles of `wide` columns, then narrower ones.

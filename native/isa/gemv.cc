@@ -76,7 +76,7 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
       unroll<weight_limbs>([&](auto w) LOWBIT_UNROLLED {
         dot[tile][w][0] = zero_i32();
-        dot[tile][w][limbs - 1] = start<map, plain>(t, s);
+        dot[tile][w][limbs - 1] = start<map, plain>(t.base, s);
       });
       if constexpr (selected)
         selector[tile] = shift_left<4>(
