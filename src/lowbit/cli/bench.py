@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from lowbit.cli import options, output
+from lowbit.cli.pull import locate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.measure import bench
-    from lowbit.model.download import resolve
 
     return bench(
-        str(resolve(args.model)),
+        str(locate(args.model)),
         activations=args.activations,
         context=args.context,
         threads=args.threads,

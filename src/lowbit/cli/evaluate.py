@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.cli import options, output
+from lowbit.cli.pull import locate
 from lowbit.errors import RequestError
 
 
@@ -27,7 +28,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.engine import load
     from lowbit.measure import perplexity
 
-    model = load(args.model, activations=args.activations, context=args.context, threads=args.threads)
+    model = load(locate(args.model), activations=args.activations, context=args.context, threads=args.threads)
     with output.Progress("perplexity") as bar:
 
         def step(done: int, total: int, so_far: float) -> None:

@@ -64,12 +64,7 @@ def _show_all(formats: list[dict[str, Any]]) -> None:
         )
         for f in formats
     ]
-    text = output.table(header[:-1], [row[:-1] for row in rows]).splitlines()
-    notes = [header[-1], *(row[-1] for row in rows)]
-    width = max(map(len, text[1:]))
-    sys.stdout.write(text[0] + "  " + output.bold(notes[0]) + "\n")
-    for line, note in zip(text[1:], notes[1:]):
-        sys.stdout.write(f"{line.ljust(width)}  {output.dim(note)}\n")
+    sys.stdout.write(output.table(header, rows, right=range(1, 6)))
     sys.stdout.write(
         f"\nbits/weight counts scales and tables, at {ROW} inputs. Other names work too: "
         "int3-g128, e3m3-g32, nf4-row.\n`lowbit formats NAME` draws one.\n"

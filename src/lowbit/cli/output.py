@@ -7,7 +7,8 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from lowbit.errors import LowbitError
@@ -101,12 +102,12 @@ def _colour() -> bool:
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned columns; the first `left` of them to the left, numbers to the right."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[int]) -> str:
+    """Aligned columns; those numbered in `right` (numbers, as a rule) to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))]
+        padded = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths))]
         return "  ".join(padded).rstrip()
 
     return "\n".join([bold(line(header)), *(line(row) for row in rows)]) + "\n"
@@ -116,6 +117,13 @@ def pairs(items: Sequence[tuple[str, str]]) -> str:
     """`name  value` lines with the values aligned."""
     width = max(len(name) for name, _ in items)
     return "".join(f"{name.ljust(width)}  {value}\n" for name, value in items)
+
+
+def size_bytes(path: Path) -> int:
+    """Size of a file, or of all files of a directory."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def megabytes(n_bytes: float) -> str:
@@ -145,6 +153,13 @@ class Progress:
     def update(self, done: float, total: float | None, text: str = "") -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, text=text)
+
+    def say(self, text: str) -> None:
+        """A step without a measure: beside the bar, or as a line of its own."""
+        if self._bar is not None:
+            self._bar.update(self._task, text=text)
+        else:
+            note(text)
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

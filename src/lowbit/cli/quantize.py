@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.cli import options, output
+from lowbit.cli.pull import locate
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     return quantize(
-        args.model,
+        str(locate(args.model)),
         args.format,
         Path(args.output),
         search=args.search,
@@ -78,7 +79,7 @@ def quantize(
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": peak_rss_bytes(),
         "layers": report["layers"],
-        "size_bytes": directory_bytes(target),
+        "size_bytes": output.size_bytes(target),
     }
 
 
@@ -90,13 +91,6 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     )
     if sys.stderr.isatty():
         output.note(f"talk to it: lowbit run {result['output']} 'Why is the sky blue?'")
-
-
-def directory_bytes(path: Path) -> int:
-    """Size of a file, or of all files of a directory."""
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _layers(options_given: list[str]) -> dict[str, str] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lowbit.cli import options
 from lowbit.cli.output import note
+from lowbit.cli.pull import locate
 from lowbit.errors import RequestError
 
 
@@ -27,7 +28,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     prompt = _prompt(args)
     from lowbit.engine import load
 
-    model = load(args.model, activations=args.activations, context=args.context, threads=args.threads)
+    model = load(locate(args.model), activations=args.activations, context=args.context, threads=args.threads)
     raw = args.raw or not model.has_chat_template
     if raw:
         if args.system is not None:
