@@ -170,7 +170,7 @@ def _build(
     context: int,
     activation_bits: int,
 ) -> Any:
-    """The native decoder of the described network."""
+    """The native decoder of the described network; its own limits surface as UnsupportedError."""
     from lowbit import _native
 
     spec = _native.DecoderSpec()
@@ -191,17 +191,22 @@ def _build(
         setattr(spec, name, getattr(config, name))
     spec.activation_bits = activation_bits
     spec.rotary_dim = config.rope.rotary_dim
-    decoder = _native.Decoder(spec)
-    for name, matrix in weights.items():
-        decoder.set_matrix(native[name], matrix.native())
-    if config.tied:
-        decoder.set_matrix("head", weights[EMBEDDING].native())
-    for name, vector in vectors.items():
-        decoder.set_vector(native[name], vector)
     frequencies, attention_factor = inverse_frequencies(config, context)
-    decoder.set_rope(frequencies, attention_factor, list(config.rope_layers))
-    decoder.set_windows(list(config.windows))
-    decoder.finish()
+    try:
+        decoder = _native.Decoder(spec)
+        for name, matrix in weights.items():
+            decoder.set_matrix(native[name], matrix.native())
+        if config.tied:
+            decoder.set_matrix("head", weights[EMBEDDING].native())
+        for name, vector in vectors.items():
+            decoder.set_vector(native[name], vector)
+        decoder.set_rope(frequencies, attention_factor, list(config.rope_layers))
+        decoder.set_windows(list(config.windows))
+        decoder.finish()
+    except ValueError as error:
+        raise UnsupportedError(
+            f"load: the native decoder does not run this {config.family} network: {error}"
+        ) from error
     return decoder
 
 
