@@ -29,8 +29,12 @@ _NAME = re.compile(r"e(\d{1,2})m(\d{1,2})(?:b(-?\d{1,4}))?(ieee|fnuz|fn|finite)?
 
 
 def default_specials(exponent_bits: int, mantissa_bits: int) -> str:
-    """Return the meaning of special codes that a bare name `e<E>m<M>` has: up to 6 bits none, above IEEE."""
-    return "finite" if 1 + exponent_bits + mantissa_bits <= 6 else "ieee"
+    """Return the meaning of special codes of a bare name `e<E>m<M>`.
+
+    Up to 6 bits, and where IEEE codes do not fit (no mantissa, or one exponent bit), all codes are numbers.
+    """
+    small = 1 + exponent_bits + mantissa_bits <= 6
+    return "finite" if small or mantissa_bits < 1 or exponent_bits < 2 else "ieee"
 
 
 @dataclass(frozen=True)

@@ -32,18 +32,18 @@ _SUFFIXES = re.compile(
 
 # Families whose name is a word and a small number: pattern, and the constructor that takes the number.
 _NUMBERED: tuple[tuple[re.Pattern[str], Callable[..., Format]], ...] = (
-    (re.compile(r"shift(\d)"), Format.shift),
-    (re.compile(r"bitmod(\d)"), Format.bitmod),
-    (re.compile(r"bcq(\d)"), Format.binary_coded),
-    (re.compile(r"trit(\d)"), Format.trit_planes),
-    (re.compile(r"bfp(\d)"), Format.block_floating_point),
+    (re.compile(r"shift(\d{1,2})"), Format.shift),
+    (re.compile(r"bitmod(\d{1,2})"), Format.bitmod),
+    (re.compile(r"bcq(\d{1,2})"), Format.binary_coded),
+    (re.compile(r"trit(\d{1,2})"), Format.trit_planes),
+    (re.compile(r"bfp(\d{1,2})"), Format.block_floating_point),
 )
 _WORDS: dict[str, Callable[..., Format]] = {
     "ternary": Format.ternary,
     "nf4": Format.nf4,
     "mxint8": Format.mx_integer,
 }
-_INTEGER = re.compile(r"int(\d)([ab]?)")
+_INTEGER = re.compile(r"int(\d{1,2})([ab]?)")
 _MODES = {"": "symmetric", "a": "asymmetric", "b": "bipolar"}
 
 
