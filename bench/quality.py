@@ -10,7 +10,6 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ REFERENCE = Path(__file__).resolve().parent / "reference_smollm2.py"
 # Relative difference of perplexity from transformers in float32 on the same weights.
 PERPLEXITY_TARGETS = {"int16": 0.001, "int8": 0.01}
 GREEDY_TARGET = 18  # of 20 prompts, whose first 32 tokens are equal
+NEAR_TIE_LOGITS = 0.1  # two tokens whose odds differ by less than 11%
 
 
 def evaluate(path: Path, text: Path, tokens: int, threads: int, activations: str = "int8") -> dict[str, Any]:
@@ -55,14 +55,26 @@ def second_half_perplexity(path: Path, text: Path, windows: int, activations: st
     return math.exp(total / count)
 
 
-def reference(say: Callable[[str], None]) -> dict[str, Any] | None:
-    """What bench/reference_smollm2.py finds, or None where it cannot run for want of torch."""
-    if (
-        not REFERENCE.exists()
-        or importlib.util.find_spec("torch") is None
-        or importlib.util.find_spec("transformers") is None
-    ):
-        say("  torch and transformers are not installed; `pip install .[test]` brings them")
+def reference(model: Path, text: Path, tokens: int, threads: int, cache: Path) -> dict[str, Any] | None:
+    """What bench/reference_smollm2.py finds, or None where torch and transformers are not installed."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return None
-    finished = process.watch([sys.executable, str(REFERENCE), "--json"])
+    options = [
+        "--text",
+        text,
+        "--tokens",
+        tokens,
+        "--context",
+        CONTEXT,
+        "--threads",
+        threads,
+        "--cache",
+        cache,
+    ]
+    finished = process.watch([sys.executable, str(REFERENCE), str(model), *map(str, options), "--json"])
     return json.loads(finished.stdout)
+
+
+def explained(differences: list[dict[str, Any]]) -> bool:
+    """Whether each parting of two greedy texts is a near-tie: the reference's second token, by little."""
+    return all(d["is_second_best"] and d["reference_gap"] <= NEAR_TIE_LOGITS for d in differences)

@@ -19,7 +19,8 @@ def figure(value: float | None, unit: str) -> str:
     """Three to four significant digits and the unit: `1.43x`, `0.312 s`, `21.4 MB`, `99.9`."""
     if value is None:
         return "not measured"
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
+    digits = 0 if abs(value) >= 1000 or isinstance(value, int) else 1 if abs(value) >= 100 else 2
+    digits = 3 if abs(value) < 1 and not isinstance(value, int) else digits
     text = f"{value:.{digits}f}"
     return f"{text}{unit}" if unit in ("x", "%") else f"{text} {unit}".strip()
 

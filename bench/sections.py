@@ -219,10 +219,24 @@ def quantize_section(bench: Bench) -> tuple[list[Row], Any]:
 
 def accuracy_section(bench: Bench) -> tuple[list[Row], Any]:
     """SmolLM2 against transformers in float32 on the same dequantized weights."""
-    found = quality.reference(bench.say)
+    source, cache = bench.source("smollm2-135m"), bench.cache / "reference"
+    found = quality.reference(source, bench.text, bench.tokens, bench.threads[0], cache)
     if found is None:
         return [row("SmolLM2 against transformers", None, "", "", None, "needs torch and transformers")], None
-    return [], found
+    rows = []
+    for activations, limit in quality.PERPLEXITY_TARGETS.items():
+        apart = found[activations]["relative_difference"]
+        note = f"{found[activations]['perplexity']:.4f} against {found['reference_perplexity']:.4f}"
+        measure = f"SmolLM2 perplexity from its GGUF, {activations} activations, off transformers float32"
+        target = f"within {limit:.1%}"
+        rows.append(row(measure, 100 * apart, "%", target, abs(apart) <= limit, note))
+    equal, apart = found["int16"]["greedy_equal"], found["int16"]["greedy_differences"]
+    passed = equal >= quality.GREEDY_TARGET * found["prompts"] / 20 and quality.explained(apart)
+    gaps = ", ".join(f"{d['reference_gap']:.3f}" for d in apart) or "none"
+    note = f"gaps of the reference's two best logits where they part: {gaps}"
+    target = f">= {quality.GREEDY_TARGET} of 20, the rest near-ties"
+    measure = "SmolLM2 greedy text, int16 activations, prompts with 32 equal tokens"
+    return [*rows, row(measure, equal, f"of {found['prompts']}", target, passed, note)], found
 
 
 Section = Callable[[Bench], tuple[list[Row], Any]]

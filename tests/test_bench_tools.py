@@ -274,3 +274,81 @@ def test_seconds_per_call_counts_calls(monkeypatch):
     monkeypatch.setattr(kernels, "SERIES_SECONDS", 0.001)
     found = kernels.seconds_per_call([lambda: None, lambda: None])
     assert 0 < found["low"] <= found["median"] <= found["high"] < 1e-3
+
+
+# Sections, with the programs replaced by their answers
+
+
+def make_bench(tmp_path, peer):
+    path = random_llama.write(tmp_path / "tiny.gguf", TINY)
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    made = {"smollm2-135m": path}
+    return sections.Bench(tmp_path, peer, (2, 1), 3, text, 1000, lambda text: None, made)
+
+
+class FakePeer:
+    def speed(self, model, threads, **options):
+        return {"prefill": [900.0, 1000.0, 1100.0], "decode": [100.0]}
+
+    def quantize(self, source, output, kind, threads):
+        return random_llama.write(output, TINY)
+
+
+def fake_lowbit(prefill, decode):
+    def answer(verb, *arguments):
+        assert verb == "bench"
+        return {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode, "isa": "any"}
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "prefill, decode, verdicts", [(1800.0, 120.0, [True, True]), (1799.0, 119.0, [False, False])]
+)
+def test_speed_section_judges_ratios(tmp_path, monkeypatch, prefill, decode, verdicts):
+    pytest.importorskip("gguf")
+    monkeypatch.setattr(process, "lowbit_json", fake_lowbit(prefill, decode))
+    monkeypatch.setattr(models, "source_gguf", lambda name, cache, say: tmp_path / "tiny.gguf")
+    bench = make_bench(tmp_path, FakePeer())
+    rows, data = sections.speed_section(bench, "smollm2-135m")
+    assert [r["passed"] for r in rows] == verdicts * 2
+    assert [r["measure"] for r in rows[::2]] == [
+        "smollm2-135m decode, 2 threads",
+        "smollm2-135m decode, 1 thread",
+    ]
+    assert data[0]["ratios"]["prefill"]["median"] == prefill / 1000
+    assert set(data[0]["contestants"]) == {sections.OURS, sections.THEIRS, sections.SAME_FILE}
+    assert len(data[1]["contestants"][sections.THEIRS]["decode"]["values"]) == 3
+
+
+def test_speed_section_without_a_peer_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "lowbit_json", fake_lowbit(1000.0, 100.0))
+    rows, data = sections.speed_section(make_bench(tmp_path, None), "smollm2-135m")
+    assert all(r["passed"] is None and "not measured" in r["note"] for r in rows) and len(rows) == 4
+    assert set(data[0]["contestants"]) == {sections.OURS}
+
+
+def test_accuracy_section_judges_the_reference(tmp_path, monkeypatch):
+    tie = {"is_second_best": True, "reference_gap": 0.02}
+    setting = {"perplexity": 20.0, "relative_difference": -0.0005, "greedy_equal": 18}
+    found = {"prompts": 20, "reference_perplexity": 20.01}
+    found["int16"] = {**setting, "greedy_differences": [tie, tie]}
+    found["int8"] = {**setting, "relative_difference": 0.02, "greedy_differences": []}
+    monkeypatch.setattr(models, "source_gguf", lambda name, cache, say: tmp_path / "tiny.gguf")
+    monkeypatch.setattr(sections.quality, "reference", lambda *arguments: found)
+    bench = make_bench(tmp_path, None)
+    rows, data = sections.accuracy_section(bench)
+    assert [r["passed"] for r in rows] == [True, False, True] and data is found
+    found["int16"]["greedy_differences"] = [tie, {**tie, "reference_gap": 2.0}]
+    assert sections.accuracy_section(bench)[0][2]["passed"] is False
+    found["int16"].update(greedy_equal=17, greedy_differences=[tie] * 3)
+    assert sections.accuracy_section(bench)[0][2]["passed"] is False
+    monkeypatch.setattr(sections.quality, "reference", lambda *arguments: None)
+    assert sections.accuracy_section(bench)[0][0]["passed"] is None
+
+
+def test_figures_have_three_digits_and_a_unit():
+    shown = [report.figure(v, u) for v, u in [(1.4321, "x"), (0.3119, "s"), (82.0, "MB"), (18, "of 20")]]
+    assert shown == ["1.43x", "0.312 s", "82.00 MB", "18 of 20"]
+    assert report.figure(-0.0512, "%") == "-0.051%" and report.figure(None, "x") == "not measured"
