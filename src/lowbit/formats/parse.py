@@ -16,7 +16,6 @@ Missing suffixes take the default of the constructor in `format.py`.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -148,6 +147,8 @@ def format_from_json(value: str | Mapping[str, Any] | Format) -> Format:
 
 
 def _unknown(name: str) -> FormatError:
+    import difflib  # costs milliseconds that only an error should pay
+
     near = difflib.get_close_matches(
         name.strip().lower(), [*FORMATS, "fp4", "int4", "e2m1", "nf4"], n=3, cutoff=0.4
     )
