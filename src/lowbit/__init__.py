@@ -37,7 +37,6 @@ _HOME = {
     "emulate": "lowbit.formats",
     "parse_format": "lowbit.formats",
     "PackedMatrix": "lowbit.packed",
-    "quantize": "lowbit",
     "matmul": "lowbit.kernels",
     "Generation": "lowbit.engine",
     "LanguageModel": "lowbit.engine",
@@ -73,8 +72,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lowbit' has no attribute {name!r}")
-    if name == "quantize":
-        return import_module("lowbit.quantize")  # made callable below, see _Package
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
@@ -84,7 +81,7 @@ def __dir__() -> list[str]:
     return sorted(set(globals()) | set(_HOME))
 
 
-def _quantize(
+def quantize(
     source: str | PathLike[str] | np.ndarray,
     format: Any,
     output: str | PathLike[str] | None = None,
@@ -135,13 +132,13 @@ def _quantize(
 
 
 class _CallableRoom(types.ModuleType):
-    """The package `lowbit.quantize`, which is also the function `lowbit.quantize(...)`."""
+    """The package `lowbit.quantize` once it is imported: still the function of that name."""
 
-    __call__ = staticmethod(_quantize)
+    __call__ = staticmethod(quantize)
 
 
 class _Package(types.ModuleType):
-    """Importing a subpackage sets it as an attribute here; `quantize` must stay callable."""
+    """Importing a subpackage sets it as an attribute here; `lowbit.quantize` must stay callable."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "quantize" and type(value) is types.ModuleType:

@@ -35,7 +35,7 @@ def test_quantize_and_run(lowbit, tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("int44",), ["int44"]),
+        (("int44",), ["44"]),
         (("int4-g48",), ["48"]),
         (("int4", "--embedding", "nonsense"), ["nonsense"]),
         (("int4", "--layer", "no-equals"), ["PATTERN=FORMAT"]),

@@ -1,5 +1,7 @@
 """A scripted decoder, so that the engine is tested apart from the kernels."""
 
+import importlib.util
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -118,3 +120,14 @@ def scripted(monkeypatch):
         return LanguageModel(model)
 
     return make
+
+
+def _tiny_checkpoint():
+    path = Path(__file__).resolve().parents[1] / "tiny_checkpoint.py"
+    spec = importlib.util.spec_from_file_location("tiny_checkpoint", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tiny_model = _tiny_checkpoint().tiny_model

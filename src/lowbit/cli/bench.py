@@ -44,12 +44,16 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     bandwidth, peak = r["bandwidth_bytes_per_second"], r["int8_multiply_adds_per_second"]
     decode = f"{r['decode_tokens_per_second']:,.1f} tokens/s, {r['decode_bound_fraction']:.0%}"
     prefill = f"{r['prefill_tokens_per_second']:,.1f} tokens/s, {r['prefill_bound_fraction']:.0%}"
+    first, after = r["time_to_first_token_seconds"], " from the start of a process"
     rows = [
         ("machine", f"{r['cpu']}, {r['isa']}, {r['threads']} threads"),
         ("bits per weight", f"{r['bits_per_weight']:.3f}"),
         ("decode", f"{decode} of the bound that {bandwidth / 1e9:.1f} GB/s of memory set"),
         ("prefill", f"{prefill} of the bound that {peak / 1e9:,.0f} G int8 multiply-adds/s set"),
-        ("first token", f"{r['time_to_first_token_seconds']:.3f} s from the start of a process"),
+        (
+            "first token",
+            "not measured, the model has no tokenizer" if first is None else f"{first:.3f} s{after}",
+        ),
         ("peak memory", output.megabytes(r["peak_rss_bytes"])),
     ]
     sys.stdout.write(output.pairs(rows))

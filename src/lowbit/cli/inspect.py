@@ -116,10 +116,10 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     header = ("format", "tensors", "weights", "size", "bits/weight", "share of the bytes")
     sys.stdout.write(output.table(header, lines, right=range(1, 5)))
     if args.tensors:
-        lines = [
+        listed = [
             (t["name"], t["format"], " x ".join(map(str, t["shape"])), f"{t['bits_per_weight']:.3f}")
             for t in result["tensors"]
         ]
-        sys.stdout.write("\n" + output.table(("tensor", "format", "shape", "bits/weight"), lines, right=[3]))
+        sys.stdout.write("\n" + output.table(("tensor", "format", "shape", "bits/weight"), listed, right=[3]))
     else:
         output.note(f"{len(result['tensors'])} tensors; --tensors lists them")

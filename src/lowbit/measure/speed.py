@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.engine import LanguageModel, SamplingParameters, load
-from lowbit.engine.sequence import new_cache, new_sampler
+from lowbit.engine.sequence import PREFILL_CHUNK, new_cache, new_sampler
 from lowbit.errors import RequestError, UnsupportedError
 from lowbit.measure.machine import cpu_name, peak_rss_bytes
 
@@ -41,18 +41,20 @@ def bench(
     """Measure a model; medians of `repeats`. Keys end in their units; the fractions are of the bound.
 
     prefill and decode are shortened to what the context holds; the figures used are in the result.
+    time_to_first_token_seconds is None for a model without tokenizer.
     """
     from lowbit import _native
 
     if min(prefill, decode, repeats) < 1:
         raise RequestError(f"bench: prefill={prefill}, decode={decode}, repeats={repeats}; each must be >= 1")
     say = progress or (lambda text: None)
-    say("time to first token of a fresh process")
-    first_token = first_token_seconds(
-        path, activations=activations, context=context, threads=threads, repeats=repeats
-    )
-    say("loading")
     model = load(path, activations=activations, context=context, threads=threads)
+    first_token = None
+    if model.tokenizer is not None:
+        say("time to first token of a fresh process")
+        first_token = first_token_seconds(
+            path, activations=activations, context=context, threads=threads, repeats=repeats
+        )
     prefill = min(prefill, model.context)
     decode = min(decode, model.context - WARM_UP_STEPS - 1)
     if decode < 1:
@@ -99,7 +101,9 @@ def measure_prefill(model: LanguageModel, tokens: int, repeats: int) -> float:
     for _ in range(repeats + 1):
         cache.truncate(0)
         started = time.perf_counter()
-        model.decoder.logits(ids, [cache], [tokens])
+        for at in range(0, tokens, PREFILL_CHUNK):
+            piece = ids[at : at + PREFILL_CHUNK]
+            model.decoder.logits(piece, [cache], [len(piece)])
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
 
