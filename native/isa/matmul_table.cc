@@ -99,9 +99,12 @@ void float_product(const FloatTerm& t, size_t block, size_t blocks, const Activa
   return float_typed<Number::fp16>(t, block, blocks, a, first, count, acc);
 }
 
+constexpr size_t kReadAhead = 4096;  // as the products do: see gemv.cc
+
 uint64_t read_memory(const uint8_t* p, size_t bytes) {
   U8 a = load_u8(p), b = a, c = a, d = a;
   for (size_t i = 0; i + 256 <= bytes; i += 256) {
+    for (size_t line = 0; line < 256; line += 64) __builtin_prefetch(p + i + kReadAhead + line, 0, 3);
     a = or_(a, load_u8(p + i));
     b = or_(b, load_u8(p + i + 64));
     c = or_(c, load_u8(p + i + 128));

@@ -1,0 +1,414 @@
+// Round-to-nearest of one tile: a row in each of 16 lanes, so that every lane adds in index order and gives
+// the same bits as quantize/search.py and quantize/affine.py, which say what is computed and why.
+#include "rtn.h"
+
+#include <cmath>
+#include <cstring>
+
+#include "layout.h"
+#include "simd/simd.h"
+
+namespace lowbit::LOWBIT_ISA {
+
+namespace {
+
+constexpr int kCandidates = 17;
+constexpr int kRefinements = 3;
+constexpr float kUpper = 1.25f;
+constexpr float kTiny = 0x1p-126f;
+
+LOWBIT_INLINE F32 zero_unless_positive(F32 test, F32 v) { return select_gt(test, zero_f32(), v, zero_f32()); }
+LOWBIT_INLINE F32 inverse(F32 s) { return zero_unless_positive(abs(s), div(set1(1.0f), s)); }
+LOWBIT_INLINE F32 clamp(F32 v, F32 low, F32 high) { return min(max(v, low), high); }
+
+// How a number in units of the scale becomes a level: value(x), in units of the step, and its code.
+struct Linear {
+  F32 first, top;
+  explicit Linear(const LevelTable& t)
+      : first(set1(t.first)), top(set1(static_cast<float>(t.count - 1))) {}
+  LOWBIT_INLINE F32 code(F32 x) const { return clamp(round_even(sub(x, first)), zero_f32(), top); }
+  LOWBIT_INLINE F32 value(F32 x) const { return add(code(x), first); }
+};
+
+// Few levels: step up the table as long as the boundary lies below.
+struct Chain {
+  const LevelTable& t;
+  explicit Chain(const LevelTable& table) : t(table) {}
+  LOWBIT_INLINE F32 code(F32 x) const {
+    F32 v = set1(static_cast<float>(t.codes[0]));
+    for (size_t i = 1; i < t.count; ++i)
+      v = select_gt(x, set1(t.boundaries[i - 1]), set1(static_cast<float>(t.codes[i])), v);
+    return v;
+  }
+  LOWBIT_INLINE F32 value(F32 x) const {
+    F32 v = set1(t.levels[0]);
+    for (size_t i = 1; i < t.count; ++i) v = select_gt(x, set1(t.boundaries[i - 1]), set1(t.levels[i]), v);
+    return v;
+  }
+};
+
+// Many levels: start where the bucket of the number begins, lane by lane.
+struct Lookup {
+  const LevelTable& t;
+  explicit Lookup(const LevelTable& table) : t(table) {}
+  LOWBIT_INLINE size_t index(float x) const {
+    uint32_t pattern;
+    std::memcpy(&pattern, &x, 4);
+    size_t i = t.lookup[pattern >> kLookupShift];
+    while (i + 1 < t.count && t.boundaries[i] < x) ++i;
+    return i;
+  }
+  template <typename Get>
+  LOWBIT_INLINE F32 map(F32 x, Get get) const {
+    float lanes[16];
+    store(lanes, x);
+    for (float& lane : lanes) lane = get(index(lane));
+    return load(lanes);
+  }
+  LOWBIT_INLINE F32 code(F32 x) const {
+    return map(x, [this](size_t i) { return static_cast<float>(t.codes[i]); });
+  }
+  LOWBIT_INLINE F32 value(F32 x) const {
+    return map(x, [this](size_t i) { return t.levels[i]; });
+  }
+};
+
+// Asymmetric integers: the value is code - zero_point.
+struct Affine {
+  F32 zero, top;
+  LOWBIT_INLINE F32 code(F32 x) const { return clamp(add(round_even(x), zero), zero_f32(), top); }
+  LOWBIT_INLINE F32 value(F32 x) const { return sub(code(x), zero); }
+};
+
+struct Sums {
+  F32 error, wq, qq;
+};
+
+// Sums over a group at 1 / inv = scale in units of the step.
+template <typename Levels>
+LOWBIT_INLINE Sums correlate(const float* w, size_t n, F32 inv, const Levels& levels) {
+  Sums s = {zero_f32(), zero_f32(), zero_f32()};
+  for (size_t i = 0; i < n; ++i) {
+    const F32 v = load(w + 16 * i), q = levels.value(mul(v, inv));
+    s.wq = add(s.wq, mul(v, q));
+    s.qq = add(s.qq, mul(q, q));
+  }
+  return s;
+}
+
+template <typename Levels>
+LOWBIT_INLINE Sums evaluate(const float* w, size_t n, F32 unit, const Levels& levels) {
+  Sums s = {zero_f32(), zero_f32(), zero_f32()};
+  const F32 inv = inverse(unit);
+  for (size_t i = 0; i < n; ++i) {
+    const F32 v = load(w + 16 * i), q = levels.value(mul(v, inv)), rest = sub(v, mul(unit, q));
+    s.error = add(s.error, mul(rest, rest));
+    s.wq = add(s.wq, mul(v, q));
+    s.qq = add(s.qq, mul(q, q));
+  }
+  return s;
+}
+
+uint8_t to_e8m0(float s) {
+  uint32_t x;
+  std::memcpy(&x, &s, 4);
+  uint32_t code = x >> 23;
+  const uint32_t mantissa = x & 0x7fffff;
+  if (mantissa > 0x400000 || (mantissa == 0x400000 && (code & 1))) ++code;
+  return static_cast<uint8_t>(code < 254 ? code : 254);
+}
+float from_e8m0(uint8_t code) { return std::ldexp(1.0f, code - 127); }
+
+// e4m3fn: quanta of 2^-9 below 2^-6, then 8 numbers per power of two, up to 448.
+uint8_t to_e4m3(float s) {
+  const float magnitude = std::fabs(s) < 448.0f ? std::fabs(s) : 448.0f;
+  const uint8_t sign = std::signbit(s) ? 128 : 0;
+  if (magnitude == 0.0f) return sign;
+  int exponent;
+  std::frexp(magnitude, &exponent);
+  const int lowest = exponent - 1 > -6 ? exponent - 1 : -6;  // power of the leading bit
+  int mantissa = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - lowest)));
+  // A mantissa of 16 carries into the exponent field by itself; below 8 it is subnormal.
+  return static_cast<uint8_t>(sign | (((lowest + 6) << 3) + mantissa));
+}
+float from_e4m3(uint8_t code) {
+  const int field = (code >> 3) & 15, mantissa = code & 7;
+  const float magnitude = field ? std::ldexp(8.0f + mantissa, field - 10) : std::ldexp(1.0f * mantissa, -9);
+  return code & 128 ? -magnitude : magnitude;
+}
+
+// A scale as its storage type holds it; quantize/scale.py:round_scale.
+F32 round_scale(F32 s, Number type) {
+  if (type == Number::fp32) return select_gt(set1(kTiny), abs(s), zero_f32(), s);
+  if (type == Number::fp16) {
+    uint16_t half[16];
+    store_fp16(half, clamp(s, set1(-65504.0f), set1(65504.0f)));
+    return load_fp16(half);
+  }
+  float lanes[16];
+  store(lanes, s);
+  for (float& x : lanes) {
+    if (type == Number::e8m0) {
+      x = std::fabs(x) > kTiny ? std::fabs(x) : kTiny;
+      x = from_e8m0(to_e8m0(x < 0x1p127f ? x : 0x1p127f));
+    } else {
+      x = from_e4m3(to_e4m3(x));
+    }
+  }
+  return load(lanes);
+}
+
+struct Best {
+  F32 scale, zero, error;
+};
+
+struct Group {
+  const float* w;  // [n][16]
+  size_t n;
+  F32 high, low, rms, mean;  // largest and smallest (or 0), root mean square, mean magnitude
+};
+
+Group describe(const float* w, size_t n) {
+  Group g = {w, n, zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  F32 squares = zero_f32(), magnitudes = zero_f32();
+  for (size_t i = 0; i < n; ++i) {
+    const F32 v = load(w + 16 * i);
+    g.high = max(g.high, v);
+    g.low = min(g.low, v);
+    squares = add(squares, mul(v, v));
+    magnitudes = add(magnitudes, abs(v));
+  }
+  const F32 share = set1(static_cast<float>(1.0 / static_cast<double>(n)));
+  g.rms = sqrt(mul(squares, share));
+  g.mean = mul(magnitudes, share);
+  return g;
+}
+
+F32 covering_scale(F32 high, F32 low, const LevelTable& t) {
+  return max(mul(high, set1(t.top_inverse)), mul(low, set1(t.bottom_inverse)));
+}
+
+F32 starting_scale(const RtnJob& job, const LevelTable& t, const Group& g) {
+  if (job.mean_start) return round_scale(mul(g.mean, set1(t.top_inverse)), job.scale_type);
+  if (job.scale_type != Number::e8m0) return round_scale(covering_scale(g.high, g.low, t), job.scale_type);
+  float lanes[16];
+  store(lanes, max(g.high, sub(zero_f32(), g.low)));
+  for (float& x : lanes) {
+    int exponent;
+    std::frexp(x, &exponent);
+    exponent -= job.top_exponent;
+    x = std::ldexp(1.0f, exponent > -126 ? exponent : -126);
+  }
+  return round_scale(load(lanes), job.scale_type);
+}
+
+// Lowest candidate and the ratio between neighbours, of kCandidates up to kUpper times the covering scale.
+void candidate_bounds(F32 cover, F32 rms, const LevelTable& t, F32* lower, F32* ratio) {
+  const F32 upper = mul(cover, set1(kUpper));
+  *lower = min(max(mul(rms, set1(t.lower_normal)), mul(cover, set1(t.lower_cover))), mul(upper, set1(0.8f)));
+  *ratio = zero_unless_positive(*lower, div(upper, *lower));
+  static_assert(kCandidates == 17, "four square roots");
+  for (int i = 0; i < 4; ++i) *ratio = sqrt(*ratio);
+}
+
+bool is_fine(Number type) { return type == Number::fp16 || type == Number::fp32; }
+
+// Tries a candidate rounded to its type; returns the candidate refitted.
+template <typename Levels>
+F32 keep_better(const RtnJob& job, const Group& g, const Levels& levels, float step, F32 candidate, F32 zero,
+                Best* best) {
+  const F32 stored = round_scale(candidate, job.scale_type);
+  const Sums s = evaluate(g.w, g.n, mul(stored, set1(step)), levels);
+  best->scale = select_gt(best->error, s.error, stored, best->scale);
+  best->zero = select_gt(best->error, s.error, zero, best->zero);
+  best->error = select_gt(best->error, s.error, s.error, best->error);
+  return mul(zero_unless_positive(s.qq, div(s.wq, s.qq)), set1(1.0f / step));
+}
+
+// Keeps the refitted scale if its gain is the largest yet.
+LOWBIT_INLINE F32 gain_of(const Sums& s, bool positive_only, F32* fitted) {
+  *fitted = zero_unless_positive(s.qq, div(s.wq, s.qq));
+  const F32 gain = mul(*fitted, s.wq);
+  return positive_only ? zero_unless_positive(*fitted, gain) : gain;
+}
+
+template <typename Levels>
+Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
+  const Levels levels(t);
+  Best best = {starting_scale(job, t, g), zero_f32(), zero_f32()};
+  best.error = evaluate(g.w, g.n, mul(best.scale, set1(t.step)), levels).error;
+  if (!job.mse) return best;
+  const bool fine = is_fine(job.scale_type);
+  const F32 minus = set1(-1.0f);
+  F32 most = zero_f32(), refit = best.scale;
+  for (int sign = 0; sign < (t.both_signs ? 2 : 1); ++sign) {
+    const F32 cover = sign ? covering_scale(mul(g.low, minus), mul(g.high, minus), t)
+                           : covering_scale(g.high, g.low, t);
+    F32 scale, ratio;
+    candidate_bounds(cover, g.rms, t, &scale, &ratio);
+    for (int k = 0; k < kCandidates; ++k) {
+      const F32 signed_scale = sign ? mul(scale, minus) : scale;
+      if (fine) {
+        const Sums s = correlate(g.w, g.n, inverse(mul(signed_scale, set1(t.step))), levels);
+        F32 fitted;
+        const F32 gain = gain_of(s, !t.both_signs, &fitted);
+        refit = select_gt(gain, most, mul(fitted, set1(1.0f / t.step)), refit);
+        most = select_gt(gain, most, gain, most);
+      } else {
+        keep_better(job, g, levels, t.step, signed_scale, zero_f32(), &best);
+      }
+      scale = mul(scale, ratio);
+    }
+  }
+  if (fine)
+    for (int i = 0; i < kRefinements; ++i)
+      refit = keep_better(job, g, levels, t.step, refit, zero_f32(), &best);
+  return best;
+}
+
+Best search_affine(const RtnJob& job, const LevelTable& t, const Group& g) {
+  const float top_code = static_cast<float>(t.count - 1);
+  const F32 top = set1(top_code);
+  const F32 cover = mul(sub(g.high, g.low), set1(1.0f / top_code));
+  Best best = {round_scale(cover, job.scale_type), zero_f32(), zero_f32()};
+  const F32 below = sub(zero_f32(), g.low);
+  best.zero = clamp(round_even(mul(below, inverse(best.scale))), zero_f32(), top);
+  best.error = evaluate(g.w, g.n, best.scale, Affine{best.zero, top}).error;
+  if (!job.mse) return best;
+  const bool fine = is_fine(job.scale_type);
+  const F32 middle = mul(add(g.high, g.low), set1(0.5f));
+  F32 scale, ratio, most = zero_f32(), refit = best.scale, refit_zero = best.zero;
+  candidate_bounds(cover, g.rms, t, &scale, &ratio);
+  for (int k = 0; k < kCandidates; ++k) {
+    const F32 centre = round_even(sub(mul(top, set1(0.5f)), mul(middle, inverse(scale))));
+    for (int shift = -1; shift <= 1; ++shift) {
+      const F32 zero = clamp(add(centre, set1(static_cast<float>(shift))), zero_f32(), top);
+      const Affine levels = {zero, top};
+      if (fine) {
+        F32 fitted;
+        const F32 gain = gain_of(correlate(g.w, g.n, inverse(scale), levels), true, &fitted);
+        refit = select_gt(gain, most, fitted, refit);
+        refit_zero = select_gt(gain, most, zero, refit_zero);
+        most = select_gt(gain, most, gain, most);
+      } else {
+        keep_better(job, g, levels, 1.0f, scale, zero, &best);
+      }
+    }
+    scale = mul(scale, ratio);
+  }
+  if (fine)
+    for (int i = 0; i < kRefinements; ++i)
+      refit = keep_better(job, g, Affine{refit_zero, top}, 1.0f, refit, refit_zero, &best);
+  return best;
+}
+
+Best search(const RtnJob& job, const LevelTable& t, const Group& g) {
+  if (job.affine) return search_affine(job, t, g);
+  if (t.linear) return search_table<Linear>(job, t, g);
+  if (t.count <= kChainLevels) return search_table<Chain>(job, t, g);
+  return search_table<Lookup>(job, t, g);
+}
+
+// words[n / 4 rounded up][16]: the codes of four inputs in the four bytes of each lane.
+template <typename Levels>
+void write_codes(const Group& g, F32 unit, const Levels& levels, F32 selector, F32 number, int32_t* words) {
+  const F32 inv = inverse(unit);
+  for (size_t i = 0; i < g.n; i += 4) {
+    const size_t live = g.n - i < 4 ? g.n - i : 4;
+    I32 word = zero_i32();
+    for (size_t j = live; j-- > 0;) {
+      // Lanes whose group chose another table contribute zero.
+      const F32 code = levels.code(mul(load(g.w + 16 * (i + j)), inv));
+      word = add(shift_left<8>(word), to_i32(select_gt(set1(0.5f), abs(sub(selector, number)), code, zero_f32())));
+    }
+    store_i32(words + 4 * i, add(load_i32(words + 4 * i), word));
+  }
+}
+
+void store_scales(const RtnJob& job, F32 scale, size_t index, size_t live) {
+  if (job.scale_type == Number::fp32) {
+    store_n(static_cast<float*>(job.scales) + index, scale, live);
+  } else if (job.scale_type == Number::fp16) {
+    uint16_t half[16];
+    store_fp16(half, scale);
+    std::memcpy(static_cast<uint16_t*>(job.scales) + index, half, 2 * live);
+  } else {
+    float lanes[16];
+    store(lanes, scale);
+    for (size_t i = 0; i < live; ++i)
+      static_cast<uint8_t*>(job.scales)[index + i] =
+          job.scale_type == Number::e8m0 ? to_e8m0(lanes[i]) : to_e4m3(lanes[i]);
+  }
+}
+
+void store_bytes(F32 v, uint8_t* out, size_t live) {
+  float lanes[16];
+  store(lanes, v);
+  for (size_t i = 0; i < live; ++i) out[i] = static_cast<uint8_t>(lanes[i]);
+}
+
+}  // namespace
+
+// One tile of 16 rows. Preconditions: the tile has at least one row; outputs are zeroed; scratch is aligned to
+// 64 bytes and holds rtn_scratch_bytes(job).
+void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
+  const size_t first = block * kBlockRows + tile * kTileRows;
+  const size_t live = job.rows - first < kTileRows ? job.rows - first : kTileRows;
+  const size_t padded = round_up(job.columns, kChunk), chunks = padded / kChunk, n = job.group_size;
+  float* w = reinterpret_cast<float*>(scratch);
+  uint8_t* steps = scratch + round_up(kTileRows * sizeof(float) * n, 64);
+  std::memset(steps, 0, kTileRows * padded);
+  if (live < kTileRows) std::memset(w, 0, kTileRows * sizeof(float) * n);
+  double error = 0, square = 0;
+  for (size_t group = 0; group < job.groups; ++group) {
+    const float* source = job.weights + first * job.columns + group * n;
+    for (size_t row = 0; row < live; ++row)
+      for (size_t i = 0; i < n; ++i) w[16 * i + row] = source[row * job.columns + i];
+    if (job.divisor != 1.0f)
+      for (size_t i = 0; i < n; ++i) store(w + 16 * i, div(load(w + 16 * i), set1(job.divisor)));
+    const Group g = describe(w, n);
+    Best best = search(job, job.tables[0], g);
+    F32 selector = zero_f32();
+    for (size_t t = 1; t < job.tables.size(); ++t) {
+      const Best other = search(job, job.tables[t], g);
+      selector = select_gt(best.error, other.error, set1(static_cast<float>(t)), selector);
+      best.scale = select_gt(best.error, other.error, other.scale, best.scale);
+      best.error = select_gt(best.error, other.error, other.error, best.error);
+    }
+    int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * group * n;
+    for (size_t t = 0; t < job.tables.size(); ++t) {
+      const LevelTable& table = job.tables[t];
+      const F32 unit = mul(best.scale, set1(table.step)), number = set1(static_cast<float>(t));
+      if (job.affine) {
+        const Affine levels = {best.zero, set1(static_cast<float>(table.count - 1))};
+        write_codes(g, best.scale, levels, selector, number, words);
+      } else if (table.linear) {
+        write_codes(g, unit, Linear(table), selector, number, words);
+      } else if (table.count <= kChainLevels) {
+        write_codes(g, unit, Chain(table), selector, number, words);
+      } else {
+        write_codes(g, unit, Lookup(table), selector, number, words);
+      }
+    }
+    const size_t index = (block * job.groups + group) * kBlockRows + tile * kTileRows;
+    store_scales(job, add(best.scale, zero_f32()), index, live);  // minus zero becomes zero
+    if (job.zero_points) store_bytes(best.zero, job.zero_points + index, live);
+    if (job.selectors) store_bytes(selector, job.selectors + index, live);
+    float errors[16], rms[16];
+    store(errors, best.error);
+    store(rms, g.rms);
+    for (size_t row = 0; row < live; ++row) {
+      error += errors[row];
+      square += static_cast<double>(rms[row]) * rms[row] * static_cast<double>(n);
+    }
+  }
+  if (live < kTileRows)  // padded rows have code 0
+    for (size_t i = 0; i < padded / 4; ++i) std::memset(steps + 64 * i + 4 * live, 0, 4 * (kTileRows - live));
+  const size_t tile_bytes = 64 * static_cast<size_t>(job.bits);
+  for (size_t chunk = 0; chunk < chunks; ++chunk)
+    pack_tile(steps + chunk * 8 * 64, job.bits, job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
+  job.errors[block] += error;
+  job.squares[block] += square;
+}
+
+}  // namespace lowbit::LOWBIT_ISA
