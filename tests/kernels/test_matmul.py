@@ -1,0 +1,251 @@
+"""Native products against the NumPy reference, on every instruction set, thread count and batch size."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lowbit import _native
+from lowbit.errors import LowbitError
+from lowbit.formats import FORMATS, Format, parse_format
+from lowbit.kernels import matmul
+from lowbit.kernels.reference import integer_levels, matmul_reference, matmul_tolerance
+from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_codes
+from lowbit.packed.layout import pack_groups, pack_values
+from lowbit.quantize import round_to_nearest
+
+SHAPES = [(64, 128, 32), (33, 64, 64), (40, 96, 0), (100, 160, 16), (31, 192, 96), (1, 100, 0), (65, 48, 48)]
+BATCHES = [1, 2, 3, 7, 13, 100]
+
+
+def code_matrix(rng, bits, kind, shape, scale_type="fp16"):
+    """A random matrix of one code term; `kind` says how codes become numbers."""
+    out_features, in_features, group_size = shape
+    count, groups = 2**bits, in_features // group_size if group_size else 1
+    codes = rng.integers(0, count, (out_features, in_features)).astype(np.uint8)
+    extra, tables = {}, 1
+    if kind == "symmetric":
+        levels = np.arange(count) - count // 2 if bits > 1 else np.array([-1, 1])
+    elif kind == "bipolar":
+        levels = 2 * np.arange(count) - (count - 1)
+    elif kind == "bytes":  # multiples of a quarter that fit one signed byte
+        levels = rng.integers(-127, 128, count) * 0.25
+        levels[0] = -31.75
+    elif kind == "limbs":  # arbitrary reals
+        levels = rng.normal(size=count)
+    elif kind == "tables":
+        tables = 4
+        levels = rng.integers(-127, 128, (4, count))
+        extra["selectors"] = pack_groups(rng.integers(0, 4, (out_features, groups)).astype(np.uint8))
+    else:
+        levels = np.arange(count)
+        if kind == "zero_points":
+            zeros = rng.integers(0, count, (out_features, groups)).astype(np.uint8)
+            extra["zero_points"] = pack_groups(zeros)
+        else:
+            extra["offsets"] = pack_groups(rng.normal(size=(out_features, groups)).astype(np.float16))
+    if scale_type == "e8m0":
+        scales = rng.integers(120, 134, (out_features, groups)).astype(np.uint8)
+    elif scale_type == "e4m3":
+        scales = rng.integers(0, 0x7F, (out_features, groups)).astype(np.uint8)
+    else:
+        scales = rng.uniform(0.5, 2, (out_features, groups)).astype(
+            {"fp16": np.float16, "fp32": np.float32}[scale_type]
+        )
+    levels = np.asarray(levels, np.float32).reshape(tables, -1)
+    term = CodeTerm(
+        bits,
+        levels,
+        pack_codes(codes, bits),
+        pack_groups(scales),
+        scale_type,
+        group_size,
+        tensor_scale=0.5,
+        **extra,
+    )
+    return PackedMatrix(out_features, in_features, (term,))
+
+
+def float_matrix(rng, kind, shape):
+    values = rng.normal(size=shape[:2]).astype(np.float32)
+    if kind == "fp16":
+        values = values.astype(np.float16)
+    elif kind == "bf16":
+        values = (values.view(np.uint32) >> 16).astype(np.uint16)
+    return PackedMatrix(shape[0], shape[1], (FloatTerm(kind, pack_values(values)),))
+
+
+def cases():
+    """(name, matrix) for every width, map, scale type and odd shape."""
+    rng = np.random.default_rng(5)
+    for bits in range(1, 9):
+        for kind in ("symmetric", "bipolar", "bytes", "limbs", "tables", "zero_points", "offsets"):
+            if kind == "tables" and bits > 4:
+                continue
+            for shape in SHAPES:
+                yield f"{kind}{bits} {shape}", code_matrix(rng, bits, kind, shape)
+    for scale_type in ("fp32", "e8m0", "e4m3"):
+        yield f"scales {scale_type}", code_matrix(rng, 4, "symmetric", (40, 96, 32), scale_type)
+    for kind in ("fp32", "fp16", "bf16"):
+        for shape in ((64, 128), (33, 64), (300, 100)):
+            yield f"{kind} {shape}", float_matrix(rng, kind, shape)
+    yield (
+        "two terms",
+        PackedMatrix(
+            40,
+            96,
+            code_matrix(rng, 2, "symmetric", (40, 96, 32)).terms
+            + code_matrix(rng, 1, "bipolar", (40, 96, 0)).terms,
+        ),
+    )
+    yield (
+        "codes and floats",
+        PackedMatrix(
+            40,
+            96,
+            code_matrix(rng, 3, "limbs", (40, 96, 16)).terms + float_matrix(rng, "fp16", (40, 96)).terms,
+        ),
+    )
+
+
+def inputs(matrix, tokens):
+    rng = np.random.default_rng(tokens)
+    x = rng.normal(size=(tokens, matrix.in_features)).astype(np.float32)
+    x[:, :3] *= 50  # outliers
+    if tokens > 2:
+        x[1] = 0
+        x[2, matrix.in_features // 2 :] = 1e-38  # groups that count as zero
+    return x
+
+
+@pytest.mark.parametrize("activations", ["int8", "int16"])
+@pytest.mark.parametrize("tokens", BATCHES)
+def test_equals_reference(tokens, activations):
+    for name, matrix in cases():
+        x = inputs(matrix, tokens)
+        found = matmul(x, matrix, activations)
+        bits = 8 if activations == "int8" else 16
+        difference = np.abs(found - matmul_reference(x, matrix, bits))
+        assert (difference <= matmul_tolerance(x, matrix, bits) + 1e-30).all(), (name, difference.max())
+
+
+def test_dequantize_equals_the_reference():
+    for name, matrix in cases():
+        found, expected = _native.dequantize(matrix.native()), matrix.dequantize()
+        slack = 1e-6 * np.abs(expected).max()  # sums of terms round once each
+        for term in matrix.terms:
+            if isinstance(term, CodeTerm):  # levels that fit no two-limb grid are off by up to peak / 32512
+                integers, unit = integer_levels(term.levels)
+                off = np.abs(integers * unit - term.levels).max()
+                slack += 1.01 * off * np.abs(term.effective_scales(matrix.out_features)).max()
+        assert np.abs(found - expected).max() <= slack, name
+
+
+def test_a_token_does_not_see_its_neighbours():
+    for name, matrix in cases():
+        x = inputs(matrix, 13)
+        whole = matmul(x, matrix)
+        for count in (1, 2, 5):
+            np.testing.assert_array_equal(matmul(x[-count:], matrix), whole[-count:], err_msg=name)
+
+
+def test_thread_count_does_not_matter():
+    try:
+        results = []
+        for threads in (1, 2, 3, 5):
+            _native.set_threads(threads)
+            assert _native.threads() == threads
+            results.append(digests())
+        assert all(result == results[0] for result in results)
+    finally:
+        _native.set_threads(0)
+
+
+def digests():
+    found = {}
+    for name, matrix in cases():
+        digest = hashlib.sha256()
+        for tokens in (1, 7):
+            for activations in ("int8", "int16"):
+                digest.update(matmul(inputs(matrix, tokens), matrix, activations).tobytes())
+        found[name] = digest.hexdigest()
+    return found
+
+
+def test_instruction_sets_agree_to_the_bit():
+    expected = digests()
+    others = [isa for isa in _native.supported_isas() if isa != _native.isa()]
+    for isa in others:
+        done = subprocess.run(
+            [sys.executable, str(Path(__file__))],
+            env={**os.environ, "LOWBIT_ISA": isa},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+        assert found.pop("isa") == isa
+        assert [n for n in expected if found[n] != expected[n]] == []
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "invented"])
+def test_every_format_multiplies(name, rng):
+    """What round-to-nearest makes of any catalogue format runs natively, an invented one too."""
+    fmt = (
+        Format.codebook([-3.1, -1, -0.2, 0, 0.3, 0.9, 2, 5], group_size=32)
+        if name == "invented"
+        else FORMATS[name]
+    )
+    width = max(fmt.group_size, 64) * 2
+    matrix = round_to_nearest(rng.normal(size=(37, width)).astype(np.float32), fmt)
+    for tokens in (1, 5):
+        x = inputs(matrix, tokens)
+        difference = np.abs(matmul(x, matrix) - matmul_reference(x, matrix, 8))
+        assert (difference <= matmul_tolerance(x, matrix, 8) + 1e-30).all()
+
+
+def test_the_test_sees_a_flipped_code_and_zeros(rng):
+    matrix = code_matrix(rng, 4, "symmetric", (64, 128, 32))
+    x = inputs(matrix, 3)
+    expected, tolerance = matmul_reference(x, matrix, 8), matmul_tolerance(x, matrix, 8)
+    term = matrix.terms[0]
+    term.codes.reshape(-1)[1000] ^= 1
+    assert (np.abs(matmul(x, PackedMatrix(64, 128, (term,))) - expected) > tolerance).any()
+    assert (np.abs(expected) > tolerance).any()
+
+
+def test_bad_arguments_are_named(rng):
+    matrix = round_to_nearest(rng.normal(size=(32, 64)).astype(np.float32), parse_format("int4-g32"))
+    with pytest.raises(LowbitError, match="shape"):
+        matmul(np.zeros((1, 63), np.float32), matrix)
+    with pytest.raises(LowbitError, match="int9"):
+        matmul(np.zeros((1, 64), np.float32), matrix, activations="int9")
+    with pytest.raises(LowbitError, match="nan"):
+        matmul(np.full((1, 64), np.nan, np.float32), matrix)
+    native = _native.Matrix(32, 64)
+    with pytest.raises(ValueError, match="codes has 3 bytes"):
+        native.add_code_term(
+            4,
+            np.zeros(3, np.uint8),
+            "fp16",
+            np.zeros((1, 2, 32), np.float16),
+            32,
+            np.zeros((1, 16), np.float32),
+        )
+    with pytest.raises(ValueError, match="group_size=24"):
+        native.add_code_term(
+            4, np.zeros(1024, np.uint8), "fp16", np.zeros(32, np.float16), 24, np.ones((1, 16), np.float32)
+        )
+    with pytest.raises(ValueError, match="no terms"):
+        _native.matmul(np.zeros((1, 64), np.float32), native)
+    with pytest.raises(ValueError, match="2\\^31"):
+        _native.Matrix(0, 5)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"isa": _native.isa(), **digests()}))
