@@ -49,5 +49,8 @@ def test_products_work_after_fork(rng):
 
 
 def test_idle_threads_sleep():
-    code = "import time; from lowbit import _native; _native.set_threads(4); time.sleep(.2); a = time.process_time(); time.sleep(.5); print(time.process_time() - a)"
+    code = (
+        "import time; from lowbit import _native; _native.set_threads(4); time.sleep(.2)\n"
+        "begin = time.process_time(); time.sleep(.5); print(time.process_time() - begin)"
+    )
     assert float(start(code).stdout) < 0.1
