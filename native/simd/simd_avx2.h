@@ -112,6 +112,7 @@ LOWBIT_INLINE I32 zero_i32() { return {_mm256_setzero_si256(), _mm256_setzero_si
 LOWBIT_INLINE I32 add(I32 x, I32 y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
 LOWBIT_INLINE I32 sub(I32 x, I32 y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
 LOWBIT_INLINE I32 mul(I32 x, I32 y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+LOWBIT_INLINE I32 and_(I32 x, I32 y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 template <int n>
 LOWBIT_INLINE I32 shift_left(I32 x) {
   return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};

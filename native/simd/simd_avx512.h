@@ -85,6 +85,7 @@ LOWBIT_INLINE I32 zero_i32() { return {_mm512_setzero_si512()}; }
 LOWBIT_INLINE I32 add(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 LOWBIT_INLINE I32 sub(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 LOWBIT_INLINE I32 mul(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+LOWBIT_INLINE I32 and_(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
 template <int n>
 LOWBIT_INLINE I32 shift_left(I32 a) {
   return {_mm512_slli_epi32(a.v, n)};

@@ -130,6 +130,7 @@ LOWBIT_INLINE I32 zero_i32() { return set1_i32(0); }
 LOWBIT_INLINE I32 add(I32 x, I32 y) { return LOWBIT_EACH2(vaddq_s32, x, y); }
 LOWBIT_INLINE I32 sub(I32 x, I32 y) { return LOWBIT_EACH2(vsubq_s32, x, y); }
 LOWBIT_INLINE I32 mul(I32 x, I32 y) { return LOWBIT_EACH2(vmulq_s32, x, y); }
+LOWBIT_INLINE I32 and_(I32 x, I32 y) { return LOWBIT_EACH2(vandq_s32, x, y); }
 template <int n>
 LOWBIT_INLINE I32 shift_left(I32 x) {
   return {vshlq_n_s32(x.a, n), vshlq_n_s32(x.b, n), vshlq_n_s32(x.c, n), vshlq_n_s32(x.d, n)};

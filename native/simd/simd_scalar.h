@@ -127,6 +127,7 @@ inline I32 sub(I32 a, I32 b) {
 inline I32 mul(I32 a, I32 b) {
   LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) * static_cast<uint32_t>(b.v[i])));
 }
+inline I32 and_(I32 a, I32 b) { LOWBIT_MAP(I32, 16, a.v[i] & b.v[i]); }
 template <int n>
 inline I32 shift_left(I32 a) {
   LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) << n));

@@ -73,6 +73,7 @@ const Operation kOperations[] = {
     LOWBIT_OP("add i32", any, exact, put(out, add(i(c, 0), i(c, 1)))),
     LOWBIT_OP("sub i32", any, exact, put(out, sub(i(c, 0), i(c, 1)))),
     LOWBIT_OP("mul i32", any, exact, put(out, mul(i(c, 0), i(c, 1)))),
+    LOWBIT_OP("and_ i32", any, exact, put(out, and_(i(c, 0), i(c, 1)))),
     LOWBIT_OP("shift_left<0..3> i32", any, exact, put_shifts_i32<0>(out, i(c, 0))),
     LOWBIT_OP("shift_left<4..7> i32", any, exact, put_shifts_i32<4>(out, i(c, 0))),
     LOWBIT_OP("shift_left<13..16> i32", any, exact, put_shifts_i32<13>(out, i(c, 0))),
