@@ -18,7 +18,7 @@ from lowbit.model.gguf_config import (
 )
 from lowbit.model.gguf_file import GGUFFile, GGUFTensor
 from lowbit.model.gguf_matrix import matrix_from_gguf
-from lowbit.model.gguf_types import TENSOR_TYPES, decode
+from lowbit.model.gguf_types import TENSOR_TYPES, TensorType, check_readable, decode
 from lowbit.model.tokenizer import Tokenizer
 from lowbit.packed import PackedMatrix
 
@@ -54,7 +54,8 @@ class GGUFCheckpoint:
             str(self.path),
             vocab_size=embedding.shape[0],
             tied=HEAD not in self._tensors,
-            biased="model.layers.0.self_attn.q_proj.bias" in self._tensors,
+            attention_bias="model.layers.0.self_attn.q_proj.bias" in self._tensors,
+            mlp_bias="model.layers.0.mlp.gate_proj.bias" in self._tensors,
             rope_factors=self._rope_factors(),
         )
         return from_transformers(fields, where=str(self.path))
@@ -126,14 +127,9 @@ class GGUFCheckpoint:
             )
         return tensor
 
-    def _type(self, tensor: GGUFTensor):
+    def _type(self, tensor: GGUFTensor) -> TensorType:
         kind = TENSOR_TYPES[tensor.type]
-        if not kind.readable:
-            known = ", ".join(kind.name for kind in TENSOR_TYPES.values() if kind.readable)
-            raise UnsupportedError(
-                f"read {self.path}: tensor {tensor.name!r} has type {kind.name}; lowbit reads {known}: "
-                "convert the file"
-            )
+        check_readable(kind, f"read {self.path}: tensor {tensor.name!r}")
         return kind
 
     def _rope_factors(self) -> np.ndarray | None:

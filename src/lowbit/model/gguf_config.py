@@ -131,13 +131,14 @@ def transformers_config(
     path: str,
     vocab_size: int,
     tied: bool,
-    biased: bool,
+    attention_bias: bool,
+    mlp_bias: bool,
     rope_factors: np.ndarray | None,
 ) -> dict[str, Any]:
     """The metadata as a config.json.
 
-    vocab_size: rows of the embedding; tied: no output head is stored; biased: the attention has biases;
-    rope_factors: the tensor `rope_freqs.weight`, float32 [head_dim / 2], or None.
+    vocab_size: rows of the embedding; tied: no output head is stored; attention_bias, mlp_bias: biases are
+    stored; rope_factors: the tensor `rope_freqs.weight`, float32 [head_dim / 2], or None.
     """
     architecture = architecture_of(metadata, path)
     prefix = metadata["general.architecture"] + "."
@@ -157,7 +158,9 @@ def transformers_config(
             config[name] = _scalar(given[key], prefix + key, path)
     config.setdefault("rope_theta", 10000.0)
     if architecture.model_type in ("llama", "smollm3", "qwen3", "bitnet"):
-        config["attention_bias"] = biased
+        config["attention_bias"] = attention_bias
+    if architecture.model_type in ("llama", "smollm3"):
+        config["mlp_bias"] = mlp_bias
     window = given.get("attention.sliding_window", 0)
     if window:
         if architecture.model_type != "llama":
@@ -165,7 +168,6 @@ def transformers_config(
                 f"open {path}: {prefix}attention.sliding_window={window}, which layers use it is not known"
             )
         config |= {"model_type": "mistral", "sliding_window": window}
-        config.pop("attention_bias")
     _check_head(config, given, prefix, path)
     config["rope_scaling"] = _rope_scaling(given, prefix, path, rope_factors)
     return config | dict(architecture.extra)
@@ -173,8 +175,13 @@ def transformers_config(
 
 def _refuse_unknown(given: Mapping[str, Any], prefix: str, path: str) -> None:
     for key, value in given.items():
-        known = key in FIELDS or key in KNOWN
-        if not known and not (isinstance(value, (bool, int, float, str)) and value in NEUTRAL):
+        neutral = value is False or (not isinstance(value, (bool, np.ndarray, list)) and value in NEUTRAL)
+        if (
+            key not in FIELDS
+            and key not in KNOWN
+            and not neutral
+            and (key, value) != ("attention.causal", True)
+        ):
             raise UnsupportedError(
                 f"open {path}: {prefix}{key}={str(value)[:60]} may change the result and is not known here"
             )

@@ -160,8 +160,8 @@ class GGUFFile:
     def _place(self, raw: list[tuple[str, tuple[int, ...], int, int]], cursor: _Cursor) -> None:
         """Turn relative offsets into checked, non-overlapping ranges of the file."""
         alignment = int_or(self.metadata.get("general.alignment"), 32)
-        if not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-            cursor.fail(f"general.alignment is {alignment}, not a power of two up to {MAX_ALIGNMENT}")
+        if not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+            cursor.fail(f"general.alignment is {alignment}, not a power of two from 8 to {MAX_ALIGNMENT}")
         base = -(-cursor.position // alignment) * alignment
         for name, shape, number, offset in raw:
             if name in self.tensors:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lowbit.errors import UnsupportedError
+from lowbit.model.float_weights import STORED, widened
 
 Bytes = np.ndarray  # uint8
 
@@ -39,6 +40,7 @@ class TensorType:
     split is None where lowbit cannot decode the type; `float_type` names the plain floating-point types.
     """
 
+    number: int  # in ggml's enum ggml_type
     name: str
     block: int
     nbytes: int
@@ -47,6 +49,7 @@ class TensorType:
     group: int = 0
     base: int = 0
     scale_type: str = "none"
+    has_offsets: bool = False
     float_type: str | None = None
 
     @property
@@ -146,41 +149,43 @@ def _split_q6_k(blocks: Bytes) -> Parts:
     return Parts(low | high << 4, _wide(_half(blocks, 208), factors), None)
 
 
-# Numbers are ggml's enum ggml_type. Types without `split` are listed so that their tensors can be placed and
-# named in an error.
+# Types without `split` are listed so that their tensors can be placed and named in an error.
 TENSOR_TYPES: dict[int, TensorType] = {
-    0: TensorType("F32", 1, 4, float_type="fp32"),
-    1: TensorType("F16", 1, 2, float_type="fp16"),
-    2: TensorType("Q4_0", 32, 18, _split_q4_0, 4, 32, -8, "fp16"),
-    3: TensorType("Q4_1", 32, 20, _split_q4_1, 4, 32, 0, "fp16"),
-    6: TensorType("Q5_0", 32, 22, _split_q5_0, 5, 32, -16, "fp16"),
-    7: TensorType("Q5_1", 32, 24, _split_q5_1, 5, 32, 0, "fp16"),
-    8: TensorType("Q8_0", 32, 34, _split_q8_0, 8, 32, -128, "fp16"),
-    10: TensorType("Q2_K", 256, 84, _split_q2_k, 2, 16, 0, "fp32"),
-    11: TensorType("Q3_K", 256, 110, _split_q3_k, 3, 16, -4, "fp32"),
-    12: TensorType("Q4_K", 256, 144, _split_q4_k, 4, 32, 0, "fp32"),
-    13: TensorType("Q5_K", 256, 176, _split_q5_k, 5, 32, 0, "fp32"),
-    14: TensorType("Q6_K", 256, 210, _split_q6_k, 6, 16, -32, "fp32"),
-    16: TensorType("IQ2_XXS", 256, 66),
-    17: TensorType("IQ2_XS", 256, 74),
-    18: TensorType("IQ3_XXS", 256, 98),
-    19: TensorType("IQ1_S", 256, 50),
-    20: TensorType("IQ4_NL", 32, 18),
-    21: TensorType("IQ3_S", 256, 110),
-    22: TensorType("IQ2_S", 256, 82),
-    23: TensorType("IQ4_XS", 256, 136),
-    24: TensorType("I8", 1, 1),
-    25: TensorType("I16", 1, 2),
-    26: TensorType("I32", 1, 4),
-    27: TensorType("I64", 1, 8),
-    28: TensorType("F64", 1, 8),
-    29: TensorType("IQ1_M", 256, 56),
-    30: TensorType("BF16", 1, 2, float_type="bf16"),
-    34: TensorType("TQ1_0", 256, 54),
-    35: TensorType("TQ2_0", 256, 66),
-    39: TensorType("MXFP4", 32, 17),
-    40: TensorType("NVFP4", 64, 36),
-    41: TensorType("Q1_0", 128, 18),
+    row.number: row
+    for row in (
+        TensorType(0, "F32", 1, 4, float_type="fp32"),
+        TensorType(1, "F16", 1, 2, float_type="fp16"),
+        TensorType(2, "Q4_0", 32, 18, _split_q4_0, 4, 32, -8, "fp16"),
+        TensorType(3, "Q4_1", 32, 20, _split_q4_1, 4, 32, 0, "fp16", has_offsets=True),
+        TensorType(6, "Q5_0", 32, 22, _split_q5_0, 5, 32, -16, "fp16"),
+        TensorType(7, "Q5_1", 32, 24, _split_q5_1, 5, 32, 0, "fp16", has_offsets=True),
+        TensorType(8, "Q8_0", 32, 34, _split_q8_0, 8, 32, -128, "fp16"),
+        TensorType(10, "Q2_K", 256, 84, _split_q2_k, 2, 16, 0, "fp32", has_offsets=True),
+        TensorType(11, "Q3_K", 256, 110, _split_q3_k, 3, 16, -4, "fp32"),
+        TensorType(12, "Q4_K", 256, 144, _split_q4_k, 4, 32, 0, "fp32", has_offsets=True),
+        TensorType(13, "Q5_K", 256, 176, _split_q5_k, 5, 32, 0, "fp32", has_offsets=True),
+        TensorType(14, "Q6_K", 256, 210, _split_q6_k, 6, 16, -32, "fp32"),
+        TensorType(16, "IQ2_XXS", 256, 66),
+        TensorType(17, "IQ2_XS", 256, 74),
+        TensorType(18, "IQ3_XXS", 256, 98),
+        TensorType(19, "IQ1_S", 256, 50),
+        TensorType(20, "IQ4_NL", 32, 18),
+        TensorType(21, "IQ3_S", 256, 110),
+        TensorType(22, "IQ2_S", 256, 82),
+        TensorType(23, "IQ4_XS", 256, 136),
+        TensorType(24, "I8", 1, 1),
+        TensorType(25, "I16", 1, 2),
+        TensorType(26, "I32", 1, 4),
+        TensorType(27, "I64", 1, 8),
+        TensorType(28, "F64", 1, 8),
+        TensorType(29, "IQ1_M", 256, 56),
+        TensorType(30, "BF16", 1, 2, float_type="bf16"),
+        TensorType(34, "TQ1_0", 256, 54),
+        TensorType(35, "TQ2_0", 256, 66),
+        TensorType(39, "MXFP4", 32, 17),
+        TensorType(40, "NVFP4", 64, 36),
+        TensorType(41, "Q1_0", 128, 18),
+    )
 }
 
 
@@ -188,14 +193,20 @@ def tensor_type(number: int, operation: str) -> TensorType:
     """The type with ggml's `number`; UnsupportedError beginning with `operation` when it is unknown."""
     kind = TENSOR_TYPES.get(number)
     if kind is None:
-        known = ", ".join(kind.name for kind in TENSOR_TYPES.values() if kind.readable)
-        raise UnsupportedError(f"{operation} has the unknown type {number}; lowbit reads {known}")
+        raise UnsupportedError(f"{operation} has the unknown type {number}; lowbit reads {_readable_names()}")
     return kind
 
 
-def blocks_of(raw: np.ndarray, kind: TensorType) -> np.ndarray:
-    """View the bytes of whole blocks as uint8 [n, kind.nbytes]."""
-    return raw.reshape(-1, kind.nbytes)
+def check_readable(kind: TensorType, operation: str) -> None:
+    """Raise UnsupportedError beginning with `operation` unless `kind` can be decoded."""
+    if not kind.readable:
+        raise UnsupportedError(
+            f"{operation}: type {kind.name} has no decoder; lowbit reads {_readable_names()}: convert it"
+        )
+
+
+def _readable_names() -> str:
+    return ", ".join(kind.name for kind in TENSOR_TYPES.values() if kind.readable)
 
 
 def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
@@ -203,12 +214,9 @@ def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
 
     Raises UnsupportedError for a type without a decoder.
     """
-    if kind.float_type == "fp32":
-        return raw.view("<f4").astype(np.float32).reshape(-1)
-    if kind.float_type == "fp16":
-        return raw.view("<f2").astype(np.float32).reshape(-1)
-    if kind.float_type == "bf16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32).reshape(-1)
+    check_readable(kind, "decode")
+    if kind.float_type is not None:
+        return widened(raw.view(STORED[kind.float_type]), kind.float_type).reshape(-1)
     parts = split(raw, kind)
     groups = kind.block // kind.group
     weights = parts.codes.reshape(-1, groups, kind.group).astype(np.float32)
@@ -224,9 +232,6 @@ def split(raw: np.ndarray, kind: TensorType) -> Parts:
 
     raw: uint8, a multiple of kind.nbytes. Raises UnsupportedError for a type without a decoder.
     """
-    if kind.split is None:
-        known = ", ".join(kind.name for kind in TENSOR_TYPES.values() if kind.readable)
-        raise UnsupportedError(
-            f"decode: type {kind.name} is not readable; lowbit reads {known}: convert the file"
-        )
-    return kind.split(blocks_of(raw, kind))
+    check_readable(kind, "decode")
+    assert kind.split is not None
+    return kind.split(raw.reshape(-1, kind.nbytes))

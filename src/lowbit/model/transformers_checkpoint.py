@@ -10,9 +10,10 @@ import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
 from lowbit.model.config import ModelConfig, from_transformers
+from lowbit.model.float_weights import float_matrix, widened
 from lowbit.model.json_file import read_json
 from lowbit.model.tokenizer import Tokenizer, load_tokenizer
-from lowbit.packed import FloatTerm, PackedMatrix, TensorFile, pack_values
+from lowbit.packed import PackedMatrix, TensorFile
 
 MAX_SHARDS = 4096
 FLOAT_TYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -57,7 +58,7 @@ class TransformersCheckpoint:
             raise CheckpointError(
                 f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
             )
-        return PackedMatrix(*shape, (FloatTerm(kind, pack_values(file.array(stored))),), kind)
+        return float_matrix(file.array(stored), kind)
 
     def tokenizer(self) -> Tokenizer | None:
         return directory_tokenizer(self.path, self.config)
@@ -168,9 +169,7 @@ def float_type(file: TensorFile, name: str) -> str:
 
 def float_values(file: TensorFile, name: str) -> np.ndarray:
     """A tensor as a fresh float32 array."""
-    if float_type(file, name) == "bf16":
-        return (file.array(name).astype(np.uint32) << 16).view(np.float32)
-    return file.array(name).astype(np.float32)
+    return widened(file.array(name), float_type(file, name))
 
 
 def _is_plain_name(name: Any) -> bool:
