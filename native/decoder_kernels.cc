@@ -5,16 +5,16 @@
 
 namespace lowbit {
 
-#define LOWBIT_DECLARE(isa)                                 \
-  namespace isa {                                           \
-  void add_elementwise_kernels(DecoderKernels& table);      \
-  void add_attention_kernels(DecoderKernels& table);        \
-  inline DecoderKernels make_decoder_kernels() {            \
-    DecoderKernels table;                                   \
-    add_elementwise_kernels(table);                         \
-    add_attention_kernels(table);                           \
-    return table;                                           \
-  }                                                         \
+#define LOWBIT_DECLARE(isa)                            \
+  namespace isa {                                      \
+  void add_elementwise_kernels(DecoderKernels& table); \
+  void add_attention_kernels(DecoderKernels& table);   \
+  inline DecoderKernels make_decoder_kernels() {       \
+    DecoderKernels table;                              \
+    add_elementwise_kernels(table);                    \
+    add_attention_kernels(table);                      \
+    return table;                                      \
+  }                                                    \
   }
 LOWBIT_DECLARE(scalar)
 #ifdef LOWBIT_HAVE_avx2

@@ -12,8 +12,8 @@ enum class Activation : uint8_t { silu, relu2, gelu_tanh };
 // What turns a projected head into a query or key, in this order: bias, norm, rotation, scale.
 struct HeadPreparation {
   size_t head_dim;
-  const float* bias;    // [head_dim] or null
-  const float* norm;    // RMSNorm weight [head_dim] or null
+  const float* bias;  // [head_dim] or null
+  const float* norm;  // RMSNorm weight [head_dim] or null
   float norm_eps;
   const float* cosine;  // [half] or null where the layer does not rotate
   const float* sine;    // [half]
@@ -26,7 +26,7 @@ struct HeadPreparation {
 struct AttentionTile {
   const float* queries;  // [rows][stride], prepared and scaled
   size_t rows;
-  size_t group;     // query heads per key-value head
+  size_t group;  // query heads per key-value head
   size_t head_dim;
   size_t stride;    // head_dim rounded up to 16
   size_t position;  // of the first query; the others follow
@@ -69,8 +69,8 @@ struct DecoderKernels {
   float (*exp_sum)(const float* x, size_t n, float peak, float inverse_temperature);
 };
 
-// Keys that attention looks at together; blocks lie at fixed positions, so a query's arithmetic does not depend
-// on its companions.
+// Keys that attention looks at together; blocks lie at fixed positions, so a query's arithmetic does not
+// depend on its companions.
 constexpr size_t kAttentionBlock = 64;
 
 // The table of the active instruction set.

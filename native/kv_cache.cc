@@ -16,8 +16,8 @@ KvCache::KvCache(const KvShape& shape, size_t capacity) : shape_(shape), capacit
   const size_t segments = (capacity + kSegment - 1) / kSegment;
   const size_t segment_bytes = shape.segment_elements() * sizeof(uint16_t);
   if (segments > (size_t{1} << 46) / segment_bytes)
-    throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) + " needs more than 64 TiB; " +
-                                "ask for fewer positions");
+    throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) +
+                                " needs more than 64 TiB; " + "ask for fewer positions");
   reserved_bytes_ = segments * segment_bytes;
   int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 #ifdef MAP_NORESERVE
@@ -39,7 +39,8 @@ size_t KvCache::bytes() const {
 }
 
 void KvCache::truncate(size_t length) {
-  if (!acquire()) throw std::runtime_error("KvCache.truncate: a step is using this cache; wait until it returns");
+  if (!acquire())
+    throw std::runtime_error("KvCache.truncate: a step is using this cache; wait until it returns");
   const size_t present = length_;
   if (length <= present) length_ = length;
   release();

@@ -1,9 +1,9 @@
 // Attention of a tile of queries over one segment of keys, with softmax in progress.
 //
-// A query walks the keys of a segment in blocks of 64 at fixed positions. Its arithmetic (the order of every sum,
-// which values a peak is taken over) depends on its position only: hidden keys count as weight 0 in
-// the same trees, and a block that a query may not see leaves its state as it is. So one query alone gives
-// the same bits as a tile of many, and segments can be computed apart and merged in order.
+// A query walks the keys of a segment in blocks of 64 at fixed positions. Its arithmetic (the order of every
+// sum, which values a peak is taken over) depends on its position only: hidden keys count as weight 0 in the
+// same trees, and a block that a query may not see leaves its state as it is. So one query alone gives the
+// same bits as a tile of many, and segments can be computed apart and merged in order.
 //
 // Work is done in groups of kRows rows, all accumulators in registers:
 //   scores  [rows][64 keys]  += query[d] (broadcast) * key[d][16 keys]     for d in order
@@ -17,7 +17,8 @@ namespace {
 
 constexpr float kHidden = -__builtin_inff();
 constexpr size_t kVectors = kAttentionBlock / 16;
-// Rows and vectors of one register tile: 6 x 4 accumulators of AVX-512's 32 registers, 2 x 2 pairs of AVX2's 16.
+// Rows and vectors of one register tile: 6 x 4 accumulators of AVX-512's 32 registers, 2 x 2 pairs of
+// AVX2's 16.
 constexpr size_t kRows = kGemmColumns;
 constexpr size_t kWide = kGemmColumns > 2 ? 4 : 2;
 static_assert(kSegment % kAttentionBlock == 0 && kAttentionBlock % kKeyLanes == 0, "blocks tile segments");
@@ -51,10 +52,11 @@ __attribute__((noinline)) void score(const float* queries, size_t query_stride, 
     for (size_t v = 0; v < vectors; ++v) store(scores + r * kAttentionBlock + 16 * v, acc[r][v]);
 }
 
-// mixed[row][16 v ..] = mixed * fade[row] + sum over keys in [first, last) of weights[row * 64 + key] * value.
+// mixed[row][16 v ..] = mixed * fade[row] + sum over keys in [first, last) of weights[row * 64 + key] *
+// value.
 template <size_t rows, size_t vectors, typename Number>
-__attribute__((noinline)) void mix(const float* weights, const float* fade, const Number* values, size_t stride,
-                                   size_t first, size_t last, float* mixed) {
+__attribute__((noinline)) void mix(const float* weights, const float* fade, const Number* values,
+                                   size_t stride, size_t first, size_t last, float* mixed) {
   F32 acc[rows][vectors];
 #pragma GCC unroll 8
   for (size_t r = 0; r < rows; ++r)
@@ -93,8 +95,8 @@ LOWBIT_INLINE Span visible(size_t position, size_t window, size_t block) {
 // The exponential of 16 numbers where only a few are wanted.
 LOWBIT_INLINE void exponentials(float* x) { store(x, exponential(load(x))); }
 
-// Turns the scores of each row into weights relative to its new peak, in place; fade is what the row's earlier
-// sums must be multiplied by.
+// Turns the scores of each row into weights relative to its new peak, in place; fade is what the row's
+// earlier sums must be multiplied by.
 template <size_t rows>
 LOWBIT_INLINE void soften(float* scores, const Span* spans, float* peak, float* sum, float* fade) {
   static const float kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -103,7 +105,8 @@ LOWBIT_INLINE void soften(float* scores, const Span* spans, float* peak, float* 
   for (size_t r = 0; r < rows; ++r) {
     float* row = scores + r * kAttentionBlock;
     if (spans[r].first > 0 || spans[r].last < kAttentionBlock) {
-      const F32 first = set1(static_cast<float>(spans[r].first)), last = set1(static_cast<float>(spans[r].last));
+      const F32 first = set1(static_cast<float>(spans[r].first)),
+                last = set1(static_cast<float>(spans[r].last));
       for (size_t v = 0; v < kVectors; ++v) {
         const F32 index = add(load(kLane), set1(static_cast<float>(16 * v)));
         const F32 seen = select_gt(last, index, load(row + 16 * v), set1(kHidden));
@@ -151,7 +154,8 @@ void attend_rows(const AttentionTile& t, size_t row, size_t block, const Number*
   size_t v = 0;
   for (; v + kWide <= vectors; v += kWide)
     score<rows, kWide>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
-  for (; v < vectors; ++v) score<rows, 1>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
+  for (; v < vectors; ++v)
+    score<rows, 1>(queries, t.stride, keys + v * step, step, t.head_dim, scores + 16 * v);
   for (size_t r = 0; r < rows; ++r)
     for (size_t key = 16 * vectors; key < kAttentionBlock; ++key) scores[r * kAttentionBlock + key] = kHidden;
 

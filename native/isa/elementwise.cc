@@ -78,8 +78,8 @@ void activate_rows(const float* gate, const float* gate_bias, const float* up, c
   }
 }
 
-void activate(Activation kind, const float* gate, const float* gate_bias, const float* up, const float* up_bias,
-              size_t n, float* out) {
+void activate(Activation kind, const float* gate, const float* gate_bias, const float* up,
+              const float* up_bias, size_t n, float* out) {
   switch (kind) {
     case Activation::silu:
       return activate_rows<Activation::silu>(gate, gate_bias, up, up_bias, n, out);
@@ -155,8 +155,7 @@ float exp_sum(const float* x, size_t n, float peak, float inverse_temperature) {
   F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
   size_t i = 0;
   for (; i + 64 <= n; i += 64)
-    for (size_t k = 0; k < 4; ++k)
-      sums[k] = add(sums[k], exponential(mul(sub(load(x + i + 16 * k), p), t)));
+    for (size_t k = 0; k < 4; ++k) sums[k] = add(sums[k], exponential(mul(sub(load(x + i + 16 * k), p), t)));
   for (size_t k = 0; i < n; i += 16, ++k) {
     float tail[16];
     const size_t left = n - i < 16 ? n - i : 16;

@@ -13,7 +13,7 @@ LOWBIT_INLINE F32 exponential(F32 x) {
   const F32 lowest = set1(-87.3f);
   // The bound comes first: min and max give their second operand where one is NaN.
   const F32 c = max(lowest, min(set1(88.0f), x));
-  const F32 n = round_even(mul(c, set1(0x1.715476p+0f)));  // 1 / ln 2
+  const F32 n = round_even(mul(c, set1(0x1.715476p+0f)));                         // 1 / ln 2
   const F32 r = fma(n, set1(0x1.05c610p-29f), fma(n, set1(-0x1.62e430p-1f), c));  // ln 2 in two parts
   F32 q = fma(set1(0x1.6a23d0p-10f), r, set1(0x1.123a20p-7f));
   q = fma(q, r, set1(0x1.5558f2p-5f));

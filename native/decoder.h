@@ -1,0 +1,121 @@
+// A decoder-only transformer: its description, its weights, and the calls that run it.
+//
+// One call takes tokens of several sequences (runs), each continuing its own KvCache, through all layers to
+// logits, sampled tokens or scores. A result depends on the model, the tokens of its own sequence and their
+// positions only: not on companions, on how a prompt is cut, on threads or on the instruction set.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "decoder_kernels.h"
+#include "kv_cache.h"
+#include "matrix.h"
+#include "sampler.h"
+
+namespace lowbit {
+
+struct DecoderSpec {
+  size_t n_layers = 0;
+  size_t hidden_size = 0;
+  size_t intermediate_size = 0;
+  size_t n_heads = 0;
+  size_t n_kv_heads = 0;
+  size_t head_dim = 0;  // a multiple of 8
+  size_t vocab_size = 0;
+  float norm_eps = 1e-5f;
+  Activation activation = Activation::silu;
+  bool qk_norm = false;   // RMSNorm of every query and key head before rotation
+  bool sub_norm = false;  // RMSNorm before the o and down projections
+  float attention_scale = 0;
+  int activation_bits = 8;  // 8 or 16
+  size_t rotary_dim = 0;    // leading dimensions of a head that rotate; 0: none
+
+  size_t q_size() const { return n_heads * head_dim; }
+  size_t kv_size() const { return n_kv_heads * head_dim; }
+  KvShape kv_shape() const { return {n_layers, n_kv_heads, head_dim}; }
+};
+
+// One layer. Matrices belong to the caller; vectors are copies, empty where the network has none.
+struct DecoderLayer {
+  const Matrix *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
+  const Matrix *gate = nullptr, *up = nullptr, *down = nullptr;
+  std::vector<float> input_norm, post_norm, q_norm, k_norm, attn_sub_norm, ffn_sub_norm;
+  std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+  bool rotates = true;
+  size_t window = 0;  // 0: all earlier positions
+};
+
+// `count` tokens that continue `cache`.
+struct Run {
+  KvCache* cache;
+  size_t count;
+};
+
+class DecoderWorkspace;
+
+class Decoder {
+ public:
+  // Throws std::invalid_argument on a description that cannot run.
+  explicit Decoder(const DecoderSpec& spec);
+  ~Decoder();
+
+  // Names: "embed", "head", "layers.N.q|k|v|o|gate|up|down". The matrix must outlive the decoder.
+  void set_matrix(const std::string& name, const Matrix* matrix);
+  // Names: "norm",
+  // "layers.N.input_norm|post_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|q_bias|k_bias|v_bias|
+  // o_bias|gate_bias|up_bias|down_bias". Copied.
+  void set_vector(const std::string& name, const float* values, size_t count);
+  // Rotation by position * inverse_frequencies[i], cosines and sines times `attention_factor`, in the layers
+  // where `layers` is true (size n_layers).
+  void set_rope(const float* inverse_frequencies, size_t count, float attention_factor,
+                const std::vector<bool>& layers);
+  void set_windows(const std::vector<int64_t>& windows);
+  // Checks that everything needed is there. Throws std::invalid_argument naming what is missing.
+  void finish();
+
+  const DecoderSpec& spec() const { return spec_; }
+  const Matrix& embedding() const { return *embed_; }
+  const Matrix& head() const { return *head_; }
+  const std::vector<float>& final_norm() const { return norm_; }
+  const DecoderLayer& layer(size_t i) const { return layers_[i]; }
+  const std::vector<float>& inverse_frequencies() const { return inverse_frequencies_; }
+  float attention_factor() const { return attention_factor_; }
+  // A decoder without weights still has a shape; only a finished one runs.
+  bool finished() const { return finished_; }
+
+  // Each appends runs[i].count of `tokens` to runs[i].cache, all or (on an error) none. Calls from several
+  // threads queue up. Throws std::invalid_argument on bad arguments, std::runtime_error on logits that are
+  // not finite.
+  //
+  // out[run][vocab_size] for the last token of each run, or out[token][vocab_size] for all.
+  void logits(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, bool all, float* out);
+  // ids[run] and the raw log-probability of each.
+  void sample(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
+              const std::vector<Sampler*>& samplers, int32_t* ids, float* logprobs);
+  // out[i] = log p(tokens[i + 1] | tokens up to i) for all but the last token.
+  void score(const std::vector<int32_t>& tokens, KvCache* cache, float* out);
+
+ private:
+  friend class DecoderWorkspace;
+  size_t layer_number(const std::string& name, std::string* rest) const;
+  void need_open(const std::string& name) const;
+  void check_step(const char* call, const std::vector<int32_t>& tokens, const std::vector<Run>& runs) const;
+
+  DecoderSpec spec_;
+  const Matrix* embed_ = nullptr;
+  const Matrix* head_ = nullptr;
+  std::vector<float> norm_;
+  std::vector<DecoderLayer> layers_;
+  std::vector<float> inverse_frequencies_;
+  float attention_factor_ = 1;
+  bool finished_ = false;
+  std::mutex step_;  // one step at a time: the workspace is shared
+  std::unique_ptr<DecoderWorkspace> workspace_;
+};
+
+}  // namespace lowbit

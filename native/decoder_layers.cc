@@ -1,0 +1,146 @@
+// The way of one member through the layers of a pass. See decoder_step.h for the barriers.
+#include "decoder_step.h"
+
+#include <cmath>
+
+namespace lowbit {
+namespace {
+
+const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
+
+// Plain float weights read the float activations; only codes need integers.
+bool needs_integers(const Matrix& m) { return !m.codes.empty(); }
+
+}  // namespace
+
+Walk::Walk(DecoderWorkspace& workspace, const Member& member)
+    : w_(workspace),
+      decoder_(workspace.decoder_),
+      spec_(workspace.spec_),
+      kernels_(decoder_kernels()),
+      member_(member),
+      lane_(*workspace.lanes_[workspace.redundant_ ? member.id : 0]),
+      rows_(workspace.count_) {}
+
+void Walk::own_rows(size_t rows, size_t* begin, size_t* end) const {
+  if (w_.redundant_) {
+    *begin = 0;
+    *end = rows;
+  } else {
+    member_.share(rows, begin, end);
+  }
+}
+
+void Walk::product(const Product* products, size_t count, const Activations& a) {
+  Activations present = a;
+  present.tokens = rows_;
+  matmul(member_, products, count, present, w_.matmul_scratch_[member_.id]);
+}
+
+void Walk::run() {
+  embed();
+  for (size_t i = 0; i < spec_.n_layers; ++i) {
+    const DecoderLayer& layer = decoder_.layer(i);
+    const bool first = i == 0;
+    normalize(first ? nullptr : w_.projected_.get(), first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
+              layer.input_norm);
+    attention_half(i);
+    if (i + 1 == spec_.n_layers) {
+      if (w_.wanted_.empty()) return;  // only keys and values were needed
+      keep_wanted();
+    }
+    mlp_half(layer);
+  }
+  head();
+}
+
+void Walk::embed() {
+  size_t begin, end;
+  own_rows(rows_, &begin, &end);
+  for (size_t row = begin; row < end; ++row)
+    dequantize_row(decoder_.embedding(), static_cast<size_t>(w_.tokens_[row]),
+                   lane_.stream.get() + row * spec_.hidden_size);
+  // Angles are float32 products, as in training; sines and cosines of them in double.
+  const std::vector<float>& frequencies = decoder_.inverse_frequencies();
+  const size_t half = frequencies.size();
+  const float factor = decoder_.attention_factor();
+  for (const Slice& slice : w_.slices_) {
+    for (size_t i = 0; i < slice.count; ++i) {
+      const size_t row = slice.row + i;
+      if (row < begin || row >= end) continue;
+      float* cosine = lane_.rotation.get() + row * spec_.rotary_dim;
+      for (size_t k = 0; k < half; ++k) {
+        const float angle = static_cast<float>(slice.position + i) * frequencies[k];
+        cosine[k] = static_cast<float>(std::cos(static_cast<double>(angle))) * factor;
+        cosine[half + k] = static_cast<float>(std::sin(static_cast<double>(angle))) * factor;
+      }
+    }
+  }
+}
+
+// stream += delta + bias; normed = norm(stream), also as integers.
+void Walk::normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight) {
+  const size_t n = spec_.hidden_size;
+  size_t begin, end;
+  own_rows(rows_, &begin, &end);
+  for (size_t row = begin; row < end; ++row) {
+    float* x = lane_.stream.get() + row * n;
+    if (delta) kernels_.add(x, delta + row * n, data_or_null(bias), n);
+    kernels_.rms_norm(x, weight.data(), n, spec_.norm_eps, lane_.normed.get() + row * n);
+  }
+  quantize_rows(lane_.hidden, begin, end);
+  sync();
+}
+
+void Walk::attention_half(size_t index) {
+  const DecoderLayer& layer = decoder_.layer(index);
+  const size_t q = spec_.q_size(), kv = spec_.kv_size(), stride = q + 2 * kv;
+  float* qkv = w_.qkv_.get();
+  const Product inputs[] = {
+      {layer.q, qkv, stride}, {layer.k, qkv + q, stride}, {layer.v, qkv + q + kv, stride}};
+  product(inputs, 3, lane_.hidden);
+  barrier();
+  if (!w_.fused_append_) {
+    append_all(index);
+    barrier();
+  }
+  attend(index);
+  barrier();
+
+  size_t begin, end;
+  own_rows(rows_, &begin, &end);
+  if (spec_.sub_norm)
+    for (size_t row = begin; row < end; ++row)
+      kernels_.rms_norm(w_.attended_.get() + row * q, layer.attn_sub_norm.data(), q, spec_.norm_eps,
+                        lane_.normed.get() + row * q);
+  if (needs_integers(*layer.o)) quantize_rows(lane_.attention, begin, end);
+  sync();
+  const Product output = {layer.o, w_.projected_.get(), spec_.hidden_size};
+  product(&output, 1, lane_.attention);
+  barrier();
+}
+
+void Walk::mlp_half(const DecoderLayer& layer) {
+  normalize(w_.projected_.get(), layer.o_bias, layer.post_norm);
+  const size_t n = spec_.intermediate_size;
+  const Product inputs[] = {{layer.gate, w_.gate_.get(), n}, {layer.up, w_.up_.get(), n}};
+  product(inputs, 2, lane_.hidden);
+  barrier();
+
+  size_t begin, end;
+  own_rows(rows_, &begin, &end);
+  float* inner = w_.redundant_ ? lane_.activated.get() : w_.gate_.get();
+  for (size_t row = begin; row < end; ++row) {
+    float* out = inner + row * n;
+    kernels_.activate(spec_.activation, w_.gate_.get() + row * n, data_or_null(layer.gate_bias),
+                      w_.up_.get() + row * n, data_or_null(layer.up_bias), n, out);
+    if (spec_.sub_norm) kernels_.rms_norm(out, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out);
+  }
+  if (needs_integers(*layer.down)) quantize_rows(lane_.inner, begin, end);
+  sync();
+  const Product output = {layer.down, w_.projected_.get(), spec_.hidden_size};
+  product(&output, 1, lane_.inner);
+  barrier();
+}
+
+}  // namespace lowbit

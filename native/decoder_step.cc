@@ -1,0 +1,264 @@
+// Steps, passes and their memory. See decoder_step.h.
+#include "decoder_step.h"
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+namespace lowbit {
+namespace {
+
+constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows instead of sharing it
+constexpr size_t kLargestPass = 512;  // products gain nothing from more
+constexpr size_t kPassBytes = size_t{24} << 20;  // rows of a pass stay within this where 64 tokens allow it
+// Rows of an attention tile: a multiple of six (the register tile) and of the usual group sizes 1-4, 6, 8, 9;
+// keys and values are widened once for all of them.
+constexpr size_t kTileQueries = 72;
+
+// Gives the caches and samplers back however the step ends.
+template <typename T>
+class Claims {
+ public:
+  ~Claims() {
+    for (T* item : items_) item->release();
+  }
+  void claim(T* item, const char* call, const char* what, size_t index) {
+    if (!item->acquire())
+      throw std::invalid_argument(
+          std::string(call) + ": " + what + " " + std::to_string(index) +
+          " appears twice in this step or another thread is using it; give each sequence "
+          "its own and join runs of one sequence");
+    items_.push_back(item);
+  }
+
+ private:
+  std::vector<T*> items_;
+};
+
+[[noreturn]] void not_finite(const char* call, const char* what, size_t index) {
+  throw std::runtime_error(
+      std::string(call) + ": the logits of " + what + " " + std::to_string(index) +
+      " are not finite; the caches are unchanged. Check the weights for damage or overflow");
+}
+
+}  // namespace
+
+// ---- The calls of decoder.h
+
+void Decoder::check_step(const char* call, const std::vector<int32_t>& tokens,
+                         const std::vector<Run>& runs) const {
+  const std::string name = call;
+  if (!finished_) throw std::invalid_argument(name + ": the decoder is not finished; call finish() first");
+  if (runs.empty()) throw std::invalid_argument(name + ": no caches given; give at least one run");
+  size_t total = 0;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    if (runs[i].count == 0)
+      throw std::invalid_argument(name + ": counts[" + std::to_string(i) + "]=0; every run needs a token");
+    total += runs[i].count;
+  }
+  if (total != tokens.size())
+    throw std::invalid_argument(name + ": counts sum to " + std::to_string(total) + ", but there are " +
+                                std::to_string(tokens.size()) + " tokens");
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || static_cast<size_t>(tokens[i]) >= spec_.vocab_size)
+      throw std::invalid_argument(
+          name + ": tokens[" + std::to_string(i) + "]=" + std::to_string(tokens[i]) +
+          " is outside 0 to vocab_size - 1 = " + std::to_string(spec_.vocab_size - 1));
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const KvCache& cache = *runs[i].cache;
+    if (!(cache.shape() == spec_.kv_shape()))
+      throw std::invalid_argument(name + ": cache " + std::to_string(i) + " was made for another decoder");
+    if (runs[i].count > cache.capacity() - cache.length())
+      throw std::invalid_argument(
+          name + ": cache " + std::to_string(i) + " holds " + std::to_string(cache.length()) +
+          " of capacity=" + std::to_string(cache.capacity()) + " positions and cannot take " +
+          std::to_string(runs[i].count) + " more; truncate it or make a larger one");
+  }
+}
+
+static void advance(const std::vector<Run>& runs) {
+  for (const Run& run : runs) run.cache->set_length(run.cache->length() + run.count);
+}
+
+void Decoder::logits(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, bool all, float* out) {
+  const std::lock_guard<std::mutex> lock(step_);
+  Claims<KvCache> caches;
+  for (size_t i = 0; i < runs.size(); ++i) caches.claim(runs[i].cache, "Decoder.logits", "cache", i);
+  check_step("Decoder.logits", tokens, runs);
+  StepOutput output;
+  output.kind = all ? StepOutput::Kind::all_logits : StepOutput::Kind::last_logits;
+  output.logits = out;
+  workspace_->run(tokens, runs, output);
+  advance(runs);
+}
+
+void Decoder::sample(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
+                     const std::vector<Sampler*>& samplers, int32_t* ids, float* logprobs) {
+  const std::lock_guard<std::mutex> lock(step_);
+  Claims<KvCache> caches;
+  Claims<Sampler> claimed;
+  for (size_t i = 0; i < runs.size(); ++i) caches.claim(runs[i].cache, "Decoder.sample", "cache", i);
+  for (size_t i = 0; i < samplers.size(); ++i) claimed.claim(samplers[i], "Decoder.sample", "sampler", i);
+  check_step("Decoder.sample", tokens, runs);
+  if (samplers.size() != runs.size())
+    throw std::invalid_argument("Decoder.sample: " + std::to_string(samplers.size()) + " samplers for " +
+                                std::to_string(runs.size()) + " runs; give one each");
+  for (Sampler* sampler : samplers) sampler->reserve(spec_.vocab_size);
+  StepOutput output;
+  output.kind = StepOutput::Kind::sample;
+  output.samplers = samplers.data();
+  output.ids = ids;
+  output.values = logprobs;
+  const size_t bad = workspace_->run(tokens, runs, output);
+  if (bad != DecoderWorkspace::kAllFinite) not_finite("Decoder.sample", "run", bad);
+  advance(runs);
+  for (size_t i = 0; i < samplers.size(); ++i) samplers[i]->commit(ids[i]);
+}
+
+void Decoder::score(const std::vector<int32_t>& tokens, KvCache* cache, float* out) {
+  const std::lock_guard<std::mutex> lock(step_);
+  const std::vector<Run> runs = {{cache, tokens.size()}};
+  Claims<KvCache> caches;
+  caches.claim(cache, "Decoder.score", "cache", 0);
+  check_step("Decoder.score", tokens, runs);
+  StepOutput output;
+  output.kind = StepOutput::Kind::score;
+  output.values = out;
+  const size_t bad = workspace_->run(tokens, runs, output);
+  if (bad != DecoderWorkspace::kAllFinite) not_finite("Decoder.score", "token", bad);
+  advance(runs);
+}
+
+// ---- Passes
+
+DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), spec_(decoder.spec()) {
+  const size_t limbs = static_cast<size_t>(spec_.activation_bits) / 8;
+  const size_t floats = 4 * spec_.hidden_size + 2 * spec_.q_size() + 2 * spec_.kv_size() +
+                        2 * spec_.intermediate_size + spec_.rotary_dim;
+  const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
+  const size_t fitting = kPassBytes / (floats * sizeof(float) + 2 * codes * limbs);
+  pass_tokens_ = std::clamp(fitting / 64 * 64, size_t{64}, kLargestPass);
+  queries_per_tile_ = std::max<size_t>(1, kTileQueries / (spec_.n_heads / spec_.n_kv_heads));
+  next_item_.reset(new std::atomic<size_t>[spec_.n_layers]);
+}
+
+size_t DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
+                             const StepOutput& output) {
+  Team& crew = team();
+  output_ = output;
+  bad_output_ = kAllFinite;
+  first_output_ = 0;
+  for (size_t begin = 0; begin < tokens.size(); begin += pass_tokens_) {
+    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + pass_tokens_), crew.size());
+    crew.run([this](const Member& member) { Walk(*this, member).run(); });
+    first_output_ += wanted_.size();
+  }
+  return bad_output_;
+}
+
+// Tokens [begin, end) of the step become a pass.
+void DecoderWorkspace::plan_pass(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
+                                 size_t begin, size_t end, size_t members) {
+  tokens_ = tokens.data() + begin;
+  targets_ = tokens_ + 1;
+  count_ = end - begin;
+  redundant_ = count_ <= kFewTokens;
+  slices_.clear();
+  wanted_.clear();
+  const bool all = output_.kind == StepOutput::Kind::all_logits || output_.kind == StepOutput::Kind::score;
+  size_t first = 0;  // of the run, among all tokens
+  for (const Run& run : runs) {
+    const size_t from = std::max(first, begin), to = std::min(first + run.count, end);
+    if (from < to) {
+      slices_.push_back({run.cache, run.cache->length() + (from - first), to - from, from - begin});
+      const size_t scored =
+          output_.kind == StepOutput::Kind::score ? first + run.count - 1 : first + run.count;
+      if (all)
+        for (size_t i = from; i < std::min(to, scored); ++i) wanted_.push_back(i - begin);
+      else if (to == first + run.count)
+        wanted_.push_back(to - 1 - begin);
+    }
+    first += run.count;
+  }
+  fused_append_ = std::all_of(slices_.begin(), slices_.end(), [](const Slice& s) { return s.count == 1; });
+  plan_attention(members);
+  lay_out(members);
+}
+
+// Cuts attention into items: tiles of queries per key-value head. Where there are too few to keep the members
+// busy, each segment of a tile becomes an item of its own; whoever finishes a tile's last one merges them in
+// order, so the result is the same.
+void DecoderWorkspace::plan_attention(size_t members) {
+  items_.clear();
+  size_t tiles = 0;
+  for (const Slice& s : slices_)
+    tiles += (s.count + queries_per_tile_ - 1) / queries_per_tile_ * spec_.n_kv_heads;
+  const bool split = members > 1 && tiles < 4 * members;
+  const size_t group = spec_.n_heads / spec_.n_kv_heads;
+  const size_t stride = spec_.kv_shape().value_stride();
+  size_t split_tiles = 0, partial = 0;
+  for (size_t i = 0; i < slices_.size(); ++i) {
+    for (size_t query = 0; query < slices_[i].count; query += queries_per_tile_) {
+      const size_t queries = std::min(queries_per_tile_, slices_[i].count - query);
+      const size_t last = slices_[i].position + query + queries - 1;
+      const size_t segments = last / kSegment + 1;
+      for (size_t head = 0; head < spec_.n_kv_heads; ++head) {
+        if (!split || segments == 1) {
+          items_.push_back({i, query, queries, head, 0, segments - 1, 0, segments, 0, last * queries});
+          continue;
+        }
+        for (size_t s = 0; s < segments; ++s)
+          items_.push_back(
+              {i, query, queries, head, s, s, split_tiles, segments, partial, kSegment * queries});
+        partial += segments * queries * group * (stride + 2);
+        ++split_tiles;
+      }
+    }
+  }
+  std::stable_sort(items_.begin(), items_.end(),
+                   [](const AttentionItem& a, const AttentionItem& b) { return a.cost > b.cost; });
+  partials_.grow(partial);
+  if (split_tiles > open_parts_capacity_) {
+    open_parts_.reset(new std::atomic<size_t>[split_tiles]);
+    open_parts_capacity_ = split_tiles;
+  }
+  for (const AttentionItem& item : items_)
+    if (item.segments > item.last_segment - item.first_segment + 1) open_parts_[item.tile] = item.segments;
+  for (size_t layer = 0; layer < spec_.n_layers; ++layer) next_item_[layer] = 0;
+}
+
+// Takes all memory of the pass, so that the members never allocate rows.
+void DecoderWorkspace::lay_out(size_t members) {
+  const size_t n = count_, q = spec_.q_size();
+  const int limbs = spec_.activation_bits / 8;
+  qkv_.grow(n * (q + 2 * spec_.kv_size()));
+  float* attended = attended_.grow(n * q);
+  projected_.grow(n * spec_.hidden_size);
+  float* gate = gate_.grow(n * spec_.intermediate_size);
+  up_.grow(n * spec_.intermediate_size);
+  if (output_.kind == StepOutput::Kind::sample || output_.kind == StepOutput::Kind::score) {
+    const size_t held = std::min(wanted_.size(), kHeadRows);
+    logits_.grow(held * spec_.vocab_size);
+    chunks_.resize(held * logit_chunks(spec_.vocab_size));
+  }
+  const size_t lanes = redundant_ ? members : 1;
+  while (lanes_.size() < lanes) lanes_.push_back(std::make_unique<Lane>());
+  for (size_t i = 0; i < lanes; ++i) {
+    Lane& lane = *lanes_[i];
+    lane.stream.grow(n * spec_.hidden_size);
+    lane.rotation.grow(n * spec_.rotary_dim);
+    float* normed = lane.normed.grow(n * std::max(spec_.hidden_size, q));
+    float* inner = redundant_ ? lane.activated.grow(n * spec_.intermediate_size) : gate;
+    lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);
+    lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended);
+    lane.inner = lane.inner_memory.prepare(n, spec_.intermediate_size, limbs, inner);
+  }
+  if (matmul_scratch_.size() < members) matmul_scratch_.resize(members);
+  if (attention_scratch_.size() < members) attention_scratch_.resize(members);
+  const size_t stride = spec_.kv_shape().value_stride();
+  const size_t tile_rows = queries_per_tile_ * (spec_.n_heads / spec_.n_kv_heads);
+  for (FloatBuffer& scratch : attention_scratch_)
+    scratch.grow(tile_rows * (3 * stride + 4) + 64 + kAttentionBlock * (spec_.head_dim + stride) + stride);
+}
+
+}  // namespace lowbit

@@ -1,0 +1,168 @@
+// One step of the decoder from inside: its memory, its passes, and the way of one thread through a pass.
+//
+// A step is cut into passes of at most 512 tokens, so that memory stays small; results are the same. A pass
+// is one run of the team: all members walk the same layers and meet at barriers.
+//
+//   few tokens   every member keeps its own residual stream and repeats the cheap work on rows (norms,
+//   rounding,
+//                activations): 5 barriers per layer
+//   many tokens  members share the rows out: 9 or 10 barriers per layer, small beside the products
+#pragma once
+
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "decoder.h"
+#include "matmul.h"
+#include "team.h"
+
+namespace lowbit {
+
+// Floats on a cache line; grows, never shrinks, starts with no defined contents.
+class FloatBuffer {
+ public:
+  float* grow(size_t count) {
+    if (count > capacity_) {
+      memory_.reset(new float[count + 16]);
+      capacity_ = count;
+      first_ = reinterpret_cast<float*>(round_up(reinterpret_cast<uintptr_t>(memory_.get()), 64));
+    }
+    return first_;
+  }
+  float* get() const { return first_; }
+
+ private:
+  std::unique_ptr<float[]> memory_;
+  float* first_ = nullptr;
+  size_t capacity_ = 0;
+};
+
+// Rows that either every member has for itself (few tokens) or all share (many).
+struct Lane {
+  FloatBuffer stream;     // [tokens][hidden] residual
+  FloatBuffer normed;     // [tokens][max(hidden, q_size)]
+  FloatBuffer activated;  // [tokens][intermediate], few tokens only: many overwrite `gate`
+  FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
+  ActivationBuffer hidden_memory, attention_memory, inner_memory;
+  Activations hidden, attention, inner;
+};
+
+// Tokens of one sequence within a pass.
+struct Slice {
+  KvCache* cache;
+  size_t position;  // of the first token
+  size_t count;
+  size_t row;  // of the first token in the pass
+};
+
+// Queries of one key-value head, over segments [first_segment, last_segment].
+struct AttentionItem {
+  size_t slice;
+  size_t first_query;  // within the slice
+  size_t queries;
+  size_t kv_head;
+  size_t first_segment, last_segment;
+  size_t tile;      // counter of the split tile this belongs to
+  size_t segments;  // segments of the whole tile; more than this item's own if the tile is split
+  size_t partial;   // where the split tile's states lie, in floats
+  size_t cost;      // keys to visit
+};
+
+// What the caller wants from a step.
+struct StepOutput {
+  enum class Kind { last_logits, all_logits, sample, score };
+  Kind kind;
+  float* logits = nullptr;             // [runs or tokens][vocab]
+  Sampler* const* samplers = nullptr;  // [runs]
+  int32_t* ids = nullptr;              // [runs]
+  float* values = nullptr;             // log-probabilities [runs], or scores [tokens - 1]
+};
+
+class DecoderWorkspace {
+ public:
+  explicit DecoderWorkspace(const Decoder& decoder);
+  // Runs the step and leaves the caches' lengths to the caller. Returns the first output whose logits are not
+  // finite, or kAllFinite.
+  static constexpr size_t kAllFinite = static_cast<size_t>(-1);
+  size_t run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, const StepOutput& output);
+
+ private:
+  friend class Walk;
+  void plan_pass(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, size_t begin, size_t end,
+                 size_t members);
+  void plan_attention(size_t members);
+  void lay_out(size_t members);
+
+  const Decoder& decoder_;
+  const DecoderSpec& spec_;
+  size_t pass_tokens_;  // at most this many tokens in a pass
+  size_t queries_per_tile_;
+
+  // The pass at hand.
+  const int32_t* tokens_ = nullptr;   // of the pass
+  const int32_t* targets_ = nullptr;  // score: the token after each
+  size_t count_ = 0;
+  bool redundant_ = false;     // every member has its own lane
+  bool fused_append_ = false;  // one token per sequence: the attention item stores its key and value
+  std::vector<Slice> slices_;
+  std::vector<size_t> wanted_;  // rows whose logits are wanted, ascending
+  size_t first_output_ = 0;     // output of wanted_[0]; the others follow
+  StepOutput output_{};
+  std::atomic<size_t> bad_output_{kAllFinite};
+  std::vector<AttentionItem> items_;
+  std::unique_ptr<std::atomic<size_t>[]> next_item_;   // [layers]
+  std::unique_ptr<std::atomic<size_t>[]> open_parts_;  // [split tiles], segments not yet done
+  size_t open_parts_capacity_ = 0;
+
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  std::vector<MatmulScratch> matmul_scratch_;   // per member
+  std::vector<FloatBuffer> attention_scratch_;  // per member
+  FloatBuffer qkv_, attended_, projected_, gate_, up_, partials_, logits_;
+  std::vector<LogitChunk> chunks_;
+};
+
+// One member's way through a pass.
+class Walk {
+ public:
+  Walk(DecoderWorkspace& workspace, const Member& member);
+  void run();
+
+ private:
+  void own_rows(size_t rows, size_t* begin, size_t* end) const;
+  void barrier() const { member_.barrier(); }
+  // After work on rows: others need it only where rows are shared.
+  void sync() const {
+    if (!w_.redundant_) member_.barrier();
+  }
+  void product(const Product* products, size_t count, const Activations& a);
+  void embed();
+  void normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight);
+  void attention_half(size_t layer);
+  void mlp_half(const DecoderLayer& layer);
+  // decoder_attention.cc
+  void append_all(size_t layer);
+  void append(size_t layer, const Slice& slice, size_t query, size_t kv_head);
+  void attend(size_t layer);
+  void attend_item(size_t layer, const AttentionItem& item);
+  HeadPreparation preparation(size_t layer, size_t row) const;
+  // decoder_head.cc
+  void keep_wanted();
+  void head();
+  void head_group(size_t first, size_t count);
+  void finish_output(size_t index, float* logits, const LogitStats& stats);
+
+  DecoderWorkspace& w_;
+  const Decoder& decoder_;
+  const DecoderSpec& spec_;
+  const DecoderKernels& kernels_;
+  const Member& member_;
+  Lane& lane_;
+  size_t rows_;            // tokens of the pass, fewer once only wanted rows are left
+  bool narrowed_ = false;  // row i is wanted row i
+};
+
+constexpr size_t kHeadRows = 64;  // rows whose logits are held at a time
+
+}  // namespace lowbit
