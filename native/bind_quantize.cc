@@ -1,11 +1,20 @@
 // Python binding of packing and round-to-nearest. Shapes are checked here, once.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 
+#include <cstring>
+#include <optional>
 #include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "layout.h"
 #include "matrix.h"
+#include "rtn.h"
 
 namespace nb = nanobind;
 using namespace lowbit;
@@ -36,7 +45,123 @@ static void bound_unpack_codes(PackedIn packed, ByteMatrix codes, int bits) {
   unpack_codes(packed.data(), codes.shape(0), codes.shape(1), bits, codes.data());
 }
 
+using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Bytes3 = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+static float bound_largest_magnitude(Floats weights) {
+  nb::gil_scoped_release release;
+  const uint32_t bits = largest_magnitude_bits(weights.data(), weights.size());
+  float largest;
+  std::memcpy(&largest, &bits, 4);
+  return largest;
+}
+
+static void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("round_to_nearest: ") + what);
+}
+
+static Number scale_number(const std::string& name) {
+  if (name == "fp16") return Number::fp16;
+  if (name == "fp32") return Number::fp32;
+  if (name == "e8m0") return Number::e8m0;
+  require(name == "e4m3", "scale_type must be fp16, fp32, e8m0 or e4m3");
+  return Number::e4m3;
+}
+
+// Columns of `parameters`, one row for each table.
+enum Parameter {
+  kStep,
+  kFirst,
+  kTopInverse,
+  kBottomInverse,
+  kLowerNormal,
+  kLowerCover,
+  kTopExponent,
+  kParameters
+};
+
+static std::pair<double, double> bound_round_to_nearest(
+    Floats weights, Packed codes, AnyArray scales, std::optional<Bytes3> zero_points,
+    std::optional<Bytes3> selectors, int bits, size_t group_size, const std::string& scale_type,
+    float divisor, Floats levels, Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear,
+    bool both_signs, bool mean_start, bool mse) {
+  RtnJob job = {};
+  job.weights = weights.data();
+  job.rows = weights.shape(0);
+  job.columns = weights.shape(1);
+  require(job.rows > 0 && job.columns > 0, "weights must not be empty");
+  const size_t shape[4] = {codes.shape(0), codes.shape(1), codes.shape(2), codes.shape(3)};
+  check_packed("round_to_nearest", job.rows, job.columns, bits, shape);
+  require(group_size == 0 || (group_size % 4 == 0 && job.columns % group_size == 0),
+          "group_size must divide the columns and be a multiple of 4, or be 0");
+  job.group_size = group_size ? group_size : job.columns;
+  job.groups = job.columns / job.group_size;
+  require(divisor > 0, "divisor must be positive");
+  job.divisor = divisor;
+  job.bits = bits;
+  job.scale_type = scale_number(scale_type);
+  job.mse = mse;
+  job.affine = zero_points.has_value();
+  job.mean_start = mean_start;
+
+  const size_t blocks = codes.shape(0), per_matrix = blocks * job.groups * kBlockRows;
+  require(scales.nbytes() == per_matrix * number_bytes(job.scale_type),
+          "scales must be [blocks, groups, 32]");
+  job.scales = scales.data();
+  job.codes = codes.data();
+  for (const auto& bytes : {zero_points, selectors})
+    require(!bytes || bytes->size() == per_matrix, "zero_points and selectors must be [blocks, groups, 32]");
+  if (zero_points) job.zero_points = zero_points->data();
+  if (selectors) job.selectors = selectors->data();
+
+  const size_t tables = levels.shape(0), count = levels.shape(1);
+  require(tables >= 1 && tables <= 4 && count >= 2 && count <= (size_t{1} << bits),
+          "levels have a wrong shape");
+  require(tables == 1 || (selectors && !zero_points), "several tables need selectors and no zero_points");
+  require(boundaries.shape(0) == tables && boundaries.shape(1) == count - 1 &&
+              level_codes.shape(0) == tables && level_codes.shape(1) == count &&
+              parameters.shape(0) == tables && parameters.shape(1) == kParameters,
+          "boundaries, level_codes or parameters have a wrong shape");
+  for (size_t i = 0; i < tables * count; ++i)
+    require(level_codes.data()[i] < (1 << bits), "a level code does not fit the bits");
+  for (size_t table = 0; table < tables; ++table) {
+    const float* p = parameters.data() + table * kParameters;
+    LevelTable t = {};
+    t.count = count;
+    t.linear = linear;
+    t.step = p[kStep];
+    t.first = p[kFirst];
+    t.levels = levels.data() + table * count;
+    t.boundaries = boundaries.data() + table * (count - 1);
+    t.codes = level_codes.data() + table * count;
+    t.top_inverse = p[kTopInverse];
+    t.bottom_inverse = p[kBottomInverse];
+    t.lower_normal = p[kLowerNormal];
+    t.lower_cover = p[kLowerCover];
+    t.top_exponent = static_cast<int>(p[kTopExponent]);
+    t.both_signs = both_signs;
+    job.tables.push_back(t);
+  }
+  std::vector<double> sums(2 * blocks, 0.0);
+  job.errors = sums.data();
+  job.squares = sums.data() + blocks;
+  nb::gil_scoped_release release;
+  const RtnSums result = round_to_nearest(job);
+  return {result.error, result.square};
+}
+
 void bind_quantize(nb::module_& m) {
+  m.def("largest_magnitude", &bound_largest_magnitude, nb::arg("weights"),
+        "Largest magnitude of float32 [rows, columns]; infinite or NaN if one of them is.");
+  m.def("round_to_nearest", &bound_round_to_nearest, nb::arg("weights"), nb::arg("codes"), nb::arg("scales"),
+        nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("bits"), nb::arg("group_size"),
+        nb::arg("scale_type"), nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"),
+        nb::arg("level_codes"), nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"),
+        nb::arg("mean_start"), nb::arg("mse"),
+        "Quantize float32 [rows, columns] into zeroed codes and scales; see quantize/native.py. Returns the "
+        "sums "
+        "of squared errors and of squared weights, both over divisor^2.");
   m.def("pack_codes", &bound_pack_codes, nb::arg("codes"), nb::arg("packed"), nb::arg("bits"),
         "Pack codes uint8 [out, in] into packed uint8 [blocks, chunks, 2, 64 * bits].");
   m.def("unpack_codes", &bound_unpack_codes, nb::arg("packed"), nb::arg("codes"), nb::arg("bits"),

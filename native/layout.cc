@@ -15,8 +15,8 @@ constexpr size_t kSteps = 8;
 constexpr size_t kTileBytes = kSteps * kVector;  // of one code per byte
 
 // Plane widths of a code, widest first; 0 ends the list.
-constexpr int kPlanes[9][4] = {{0},          {1, 0},    {2, 0},       {2, 1, 0}, {4, 0},
-                               {4, 1, 0},    {4, 2, 0}, {4, 2, 1, 0}, {8, 0}};
+constexpr int kPlanes[9][4] = {{0},       {1, 0},    {2, 0},       {2, 1, 0}, {4, 0},
+                               {4, 1, 0}, {4, 2, 0}, {4, 2, 1, 0}, {8, 0}};
 
 template <int width>
 void pack_plane(const uint8_t* steps, int shift, uint8_t* packed) {

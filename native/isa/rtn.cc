@@ -15,17 +15,19 @@ namespace {
 constexpr int kCandidates = 17;
 constexpr int kRefinements = 3;
 constexpr float kUpper = 1.25f;
-constexpr float kTiny = 0x1p-126f;
+constexpr float kTiny = 0x1p-100f;      // smaller fp32 scales count as 0
+constexpr float kSmallest = 0x1p-120f;  // the reciprocal of a smaller number counts as 0
 
 LOWBIT_INLINE F32 zero_unless_positive(F32 test, F32 v) { return select_gt(test, zero_f32(), v, zero_f32()); }
-LOWBIT_INLINE F32 inverse(F32 s) { return zero_unless_positive(abs(s), div(set1(1.0f), s)); }
+LOWBIT_INLINE F32 inverse(F32 s) {
+  return select_gt(abs(s), set1(kSmallest), div(set1(1.0f), s), zero_f32());
+}
 LOWBIT_INLINE F32 clamp(F32 v, F32 low, F32 high) { return min(max(v, low), high); }
 
 // How a number in units of the scale becomes a level: value(x), in units of the step, and its code.
 struct Linear {
   F32 first, top;
-  explicit Linear(const LevelTable& t)
-      : first(set1(t.first)), top(set1(static_cast<float>(t.count - 1))) {}
+  explicit Linear(const LevelTable& t) : first(set1(t.first)), top(set1(static_cast<float>(t.count - 1))) {}
   LOWBIT_INLINE F32 code(F32 x) const { return clamp(round_even(sub(x, first)), zero_f32(), top); }
   LOWBIT_INLINE F32 value(F32 x) const { return add(code(x), first); }
 };
@@ -196,7 +198,7 @@ F32 starting_scale(const RtnJob& job, const LevelTable& t, const Group& g) {
   for (float& x : lanes) {
     int exponent;
     std::frexp(x, &exponent);
-    exponent -= job.top_exponent;
+    exponent -= t.top_exponent;
     x = std::ldexp(1.0f, exponent > -126 ? exponent : -126);
   }
   return round_scale(load(lanes), job.scale_type);
@@ -242,8 +244,8 @@ Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
   const F32 minus = set1(-1.0f);
   F32 most = zero_f32(), refit = best.scale;
   for (int sign = 0; sign < (t.both_signs ? 2 : 1); ++sign) {
-    const F32 cover = sign ? covering_scale(mul(g.low, minus), mul(g.high, minus), t)
-                           : covering_scale(g.high, g.low, t);
+    const F32 cover =
+        sign ? covering_scale(mul(g.low, minus), mul(g.high, minus), t) : covering_scale(g.high, g.low, t);
     F32 scale, ratio;
     candidate_bounds(cover, g.rms, t, &scale, &ratio);
     for (int k = 0; k < kCandidates; ++k) {
@@ -319,7 +321,8 @@ void write_codes(const Group& g, F32 unit, const Levels& levels, F32 selector, F
     for (size_t j = live; j-- > 0;) {
       // Lanes whose group chose another table contribute zero.
       const F32 code = levels.code(mul(load(g.w + 16 * (i + j)), inv));
-      word = add(shift_left<8>(word), to_i32(select_gt(set1(0.5f), abs(sub(selector, number)), code, zero_f32())));
+      word = add(shift_left<8>(word),
+                 to_i32(select_gt(set1(0.5f), abs(sub(selector, number)), code, zero_f32())));
     }
     store_i32(words + 4 * i, add(load_i32(words + 4 * i), word));
   }
@@ -349,8 +352,8 @@ void store_bytes(F32 v, uint8_t* out, size_t live) {
 
 }  // namespace
 
-// One tile of 16 rows. Preconditions: the tile has at least one row; outputs are zeroed; scratch is aligned to
-// 64 bytes and holds rtn_scratch_bytes(job).
+// One tile of 16 rows. Preconditions: the tile has at least one row; outputs are zeroed; scratch is aligned
+// to 64 bytes and holds rtn_scratch_bytes(job).
 void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
   const size_t first = block * kBlockRows + tile * kTileRows;
   const size_t live = job.rows - first < kTileRows ? job.rows - first : kTileRows;
@@ -406,7 +409,8 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
     for (size_t i = 0; i < padded / 4; ++i) std::memset(steps + 64 * i + 4 * live, 0, 4 * (kTileRows - live));
   const size_t tile_bytes = 64 * static_cast<size_t>(job.bits);
   for (size_t chunk = 0; chunk < chunks; ++chunk)
-    pack_tile(steps + chunk * 8 * 64, job.bits, job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
+    pack_tile(steps + chunk * 8 * 64, job.bits,
+              job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
   job.errors[block] += error;
   job.squares[block] += square;
 }

@@ -56,7 +56,7 @@ def integer_levels(levels: np.ndarray) -> tuple[np.ndarray, float]:
     """Levels as integers: (int64 of the same shape, unit) with level = unit * integer.
 
     levels: float32 [tables, n]. One table of evenly spaced integers keeps unit 1. Otherwise the unit is the
-    largest power of two in 2**8 .. 2**-24 that makes all of them integers of at most 127 (one signed byte), or
+    largest power of two in 2**8 .. 2**-24 that makes all of them integers of at most 127 (a signed byte), or
     of at most 16256 (two limbs); where none does, peak / 16256 with rounding to nearest even, which is off by
     at most peak / 32512.
     """

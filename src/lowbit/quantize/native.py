@@ -1,11 +1,98 @@
-"""The native quantizer, for formats of one term."""
+"""The native quantizer, for formats of one term: the same codes and scales as the NumPy version, faster.
+
+Source: native/rtn.h, native/isa/rtn.cc.
+"""
 
 import numpy as np
 
 from lowbit.formats import Format
-from lowbit.packed import PackedMatrix
+from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, codes_shape, group_count
+from lowbit.packed.terms import SCALE_DTYPES
+from lowbit.quantize.affine import normal_step
+from lowbit.quantize.grid import F32, Grid, make_grid
+from lowbit.quantize.scale import tensor_scale
+from lowbit.quantize.search import LOWER, NORMAL_FRACTION, both_signs, starts_at_mean
+
+try:
+    from lowbit import _native
+except ImportError:
+    _native = None
 
 
-def quantize_native(weight: np.ndarray, format: Format, search: str) -> tuple[PackedMatrix, float] | None:
-    """As `quantize_reference`, with equal codes and scales; None for formats it does not know."""
-    return None
+def largest_magnitude(weight: np.ndarray) -> float:
+    """Largest |weight|, in one pass; infinite or NaN if a weight is. weight: float32, C order."""
+    if _native is None:
+        return float(np.abs(weight).max())
+    return float(_native.largest_magnitude(weight))
+
+
+def quantize_native(
+    weight: np.ndarray, format: Format, search: str, largest: float
+) -> tuple[PackedMatrix, float] | None:
+    """As `quantize_reference`, with equal codes and scales.
+
+    weight: float32 [out_features, in_features], C order, finite; its group size fits
+    largest: largest |weight|
+    Returns None for sums of several terms, for tables of unequal counts of distinct levels, and where the
+    native module is not built.
+    """
+    grids = [make_grid(table) for table in format.tables]
+    if _native is None or format.terms > 1 or len({len(grid.levels) for grid in grids}) > 1:
+        return None
+    out_features, in_features = weight.shape
+    divisor = tensor_scale(largest, format.max_level, format.scale_type)
+    codes = np.zeros(codes_shape(out_features, in_features, format.bits), np.uint8)
+    groups = (codes.shape[0], group_count(in_features, format.group_size), BLOCK_ROWS)
+    scales = np.zeros(groups, SCALE_DTYPES[format.scale_type])
+    zero_points = np.zeros(groups, np.uint8) if format.zero_point else None
+    selectors = np.zeros(groups, np.uint8) if len(format.tables) > 1 else None
+    error, squared = _native.round_to_nearest(
+        weight,
+        codes,
+        scales,
+        zero_points,
+        selectors,
+        bits=format.bits,
+        group_size=format.group_size,
+        scale_type=format.scale_type,
+        divisor=divisor,
+        levels=np.stack([grid.levels for grid in grids]),
+        boundaries=np.stack([grid.boundaries for grid in grids]),
+        level_codes=np.stack([grid.codes for grid in grids]),
+        parameters=np.stack([_parameters(grid, format) for grid in grids]),
+        linear=all(grid.linear for grid in grids),
+        both_signs=both_signs(grids[0], format.scale_type),
+        mean_start=starts_at_mean(grids[0]),
+        mse=search == "mse",
+    )
+    term = CodeTerm(
+        bits=format.bits,
+        levels=np.array(format.tables, F32),
+        codes=codes,
+        scales=scales,
+        scale_type=format.scale_type,
+        group_size=format.group_size,
+        zero_points=zero_points,
+        selectors=selectors,
+        tensor_scale=divisor,
+    )
+    matrix = PackedMatrix(out_features, in_features, (term,), format.name)
+    return matrix, error / squared if squared else 0.0
+
+
+def _parameters(grid: Grid, format: Format) -> np.ndarray:
+    """What the native search needs to know of a table, in the order of `Parameter` in bind_quantize.cc."""
+    normal = normal_step(format.bits) if format.zero_point else grid.normal_scale
+    lower_cover = LOWER[format.bits] if grid.linear else 0.0
+    return np.array(
+        [
+            grid.step,
+            grid.first,
+            grid.top_inverse,
+            grid.bottom_inverse,
+            F32(NORMAL_FRACTION) * normal,
+            lower_cover,
+            np.frexp(grid.levels[-1])[1],
+        ],
+        F32,
+    )

@@ -25,7 +25,7 @@ from lowbit.packed import (
 from lowbit.quantize.affine import affine_codes, search_affine
 from lowbit.quantize.binary_coded import fit_planes
 from lowbit.quantize.grid import F32, make_grid
-from lowbit.quantize.native import quantize_native
+from lowbit.quantize.native import largest_magnitude, quantize_native
 from lowbit.quantize.scale import tensor_scale
 from lowbit.quantize.search import inverse, search_scales
 from lowbit.quantize.trit_planes import fit_trits
@@ -65,11 +65,15 @@ def quantize_with_error(
         raise FormatError(
             f"{what}: received {weight.dtype} {list(weight.shape)}; needs float32 [out_features, in_features]"
         )
-    check_finite(weight, what)
+    weight = np.ascontiguousarray(weight)
+    largest = largest_magnitude(weight)
+    if not np.isfinite(largest):
+        check_finite(weight, what)
     if format.float_type is not None:
-        return _to_floats(weight, format, what)
+        return _to_floats(weight, format, largest, what)
     check_group_size(weight.shape[1], format.group_size, f"{what} to {format.name}")
-    return quantize_native(weight, format, search) or quantize_reference(weight, format, search)
+    fast = quantize_native(weight, format, search, largest)
+    return fast or quantize_reference(weight, format, search, largest)
 
 
 def check_finite(weight: np.ndarray, what: str) -> None:
@@ -86,11 +90,12 @@ def check_finite(weight: np.ndarray, what: str) -> None:
         )
 
 
-def quantize_reference(weight: np.ndarray, format: Format, search: str) -> tuple[PackedMatrix, float]:
-    """The definition in NumPy. weight: float32, checked; group size fits."""
+def quantize_reference(
+    weight: np.ndarray, format: Format, search: str, largest: float
+) -> tuple[PackedMatrix, float]:
+    """The definition in NumPy. weight: float32, finite, largest magnitude `largest`; its group size fits."""
     out_features, in_features = weight.shape
     groups = group_count(in_features, format.group_size)
-    largest = float(np.abs(weight).max())
     divisor = tensor_scale(largest, format.max_level, format.scale_type)
     codes = np.empty((format.terms, out_features, in_features), np.uint8)
     scales = np.empty((format.terms, out_features, groups), F32)
@@ -119,7 +124,7 @@ def quantize_reference(weight: np.ndarray, format: Format, search: str) -> tuple
             bits=format.bits,
             levels=levels,
             codes=pack_codes(codes[term], format.bits),
-            scales=pack_groups(encode_scales(scales[term], format.scale_type)),
+            scales=pack_groups(encode_scales(scales[term] + F32(0), format.scale_type)),
             scale_type=format.scale_type,
             group_size=format.group_size,
             zero_points=None if zero_points is None else pack_groups(zero_points),
@@ -165,11 +170,10 @@ def _fit_table(
     return grid.codes[grid.nearest(w * inverse(fit.scales * grid.step))], fit.scales, fit.errors
 
 
-def _to_floats(weight: np.ndarray, format: Format, what: str) -> tuple[PackedMatrix, float]:
+def _to_floats(weight: np.ndarray, format: Format, largest: float, what: str) -> tuple[PackedMatrix, float]:
     """Convert to fp32, fp16 or bf16, rounding to nearest even."""
     assert format.float_type is not None
     if format.float_type == "fp16":
-        largest = float(np.abs(weight).max())
         if largest >= 65520:
             raise FormatError(
                 f"{what} to fp16: the largest weight {largest:g} rounds above 65504; use bf16 or fp32"

@@ -5,7 +5,7 @@ import numpy as np
 from lowbit.formats.scales import decode_scales, encode_scales
 
 F32 = np.float32
-_TINY = F32(2.0**-126)  # below it 1 / scale could overflow
+_TINY = F32(2.0**-100)  # smaller fp32 scales count as 0, so that 1 / (scale * step) stays finite
 _LARGEST = {"fp16": F32(65504), "fp32": np.finfo(F32).max, "e8m0": F32(2.0**127), "e4m3": F32(448)}
 # Scales of these types keep enough digits for a least-squares refit to be worth more than a finer grid.
 FINE = ("fp16", "fp32")

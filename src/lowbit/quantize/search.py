@@ -22,6 +22,7 @@ from lowbit.quantize.scale import FINE, round_scale
 CANDIDATES = 17  # one more than a power of two: the ratio of the grid is a repeated square root
 REFINEMENTS = 3
 UPPER = F32(1.25)
+SMALLEST = F32(2.0**-120)
 # Fraction of the covering scale below which no scale is tried, by bits of a linear table: many levels are
 # best used by covering almost all weights, few levels by the bulk alone.
 LOWER = {1: 0.0, 2: 0.0, 3: 0.3, 4: 0.5, 5: 0.6, 6: 0.75, 7: 0.85, 8: 0.9}
@@ -43,9 +44,9 @@ def total(values: np.ndarray) -> np.ndarray:
 
 
 def inverse(scales: np.ndarray) -> np.ndarray:
-    """1 / scale, and 0 for scale 0."""
-    with np.errstate(divide="ignore"):
-        return np.where(scales != 0, F32(1) / scales, F32(0)).astype(F32)
+    """1 / scale, and 0 where that would overflow."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(np.abs(scales) > SMALLEST, F32(1) / scales, F32(0)).astype(F32)
 
 
 def divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
@@ -64,6 +65,16 @@ def covering_scale(high: np.ndarray, low: np.ndarray, grid: Grid) -> np.ndarray:
     return np.maximum(high * grid.top_inverse, low * grid.bottom_inverse)
 
 
+def both_signs(grid: Grid, scale_type: str) -> bool:
+    """Whether negative scales reach anything that positive ones do not."""
+    return not grid.symmetric and scale_type != "e8m0"
+
+
+def starts_at_mean(grid: Grid) -> bool:
+    """Whether the min-max scale of this table is the mean magnitude: two or three symmetric levels."""
+    return len(grid.levels) <= 3 and grid.symmetric
+
+
 def starting_scale(w: np.ndarray, grid: Grid, scale_type: str) -> np.ndarray:
     """The min-max scale, rounded to its type.
 
@@ -71,7 +82,7 @@ def starting_scale(w: np.ndarray, grid: Grid, scale_type: str) -> np.ndarray:
     brings the exponent of the largest weight to that of the largest level (OCP Microscaling v1.0, 6.3).
     """
     high, low = extremes(w)
-    if len(grid.levels) <= 3 and grid.symmetric:
+    if starts_at_mean(grid):
         mean = total(np.abs(w)) * F32(1 / len(w))
         return round_scale(mean * grid.top_inverse, scale_type)
     if scale_type == "e8m0":
@@ -114,7 +125,7 @@ def search_scales(w: np.ndarray, grid: Grid, bits: int, scale_type: str, search:
         return Fit(best, np.zeros_like(best), errors)
     high, low = extremes(w)
     rms = np.sqrt(total(w * w) * F32(1 / len(w)))
-    both = not grid.symmetric and scale_type != "e8m0"
+    both = both_signs(grid, scale_type)
     gain = np.zeros_like(best)
     refit = best
     for sign in (F32(1), F32(-1)) if both else (F32(1),):

@@ -1,0 +1,66 @@
+// Round-to-nearest of a weight matrix into packed codes and scales. quantize/search.py and
+// quantize/affine.py define the result; every instruction set gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "matrix.h"
+
+namespace lowbit {
+
+constexpr size_t kChainLevels = 16;  // up to here all boundaries are compared, above a table is used
+constexpr int kLookupShift = 19;     // a lookup by sign, exponent and 4 bits of mantissa
+constexpr size_t kLookupSize = 1u << 13;
+
+// The levels of one table; see Grid in quantize/grid.py.
+struct LevelTable {
+  size_t count;
+  bool linear;  // level of code c = step * (first + c); otherwise step is 1
+  float step, first;
+  const float* levels;      // [count], ascending
+  const float* boundaries;  // [count - 1]
+  const uint8_t* codes;     // [count], the code of each level
+  float top_inverse, bottom_inverse;
+  int top_exponent;                 // of the largest level, as frexp gives it
+  float lower_normal, lower_cover;  // lower bounds of the candidates, in units of rms and covering scale
+  bool both_signs;                  // negative scales are worth trying
+  std::vector<uint8_t> lookup;      // count > kChainLevels: boundaries below the first number of each bucket
+};
+
+struct RtnJob {
+  const float* weights;  // [rows][columns], finite
+  size_t rows, columns;
+  size_t group_size, groups;  // group_size * groups == columns
+  float divisor;              // the scale of the tensor
+  int bits;
+  Number scale_type;               // fp16, fp32, e8m0, e4m3
+  bool mse;                        // false: the min-max scale
+  bool affine;                     // asymmetric integers; tables[0] has lower_normal, lower_cover and count
+  bool mean_start;                 // the min-max scale is the mean magnitude
+  std::vector<LevelTable> tables;  // 1, or up to 4 with selectors
+  // Outputs, zeroed beforehand. Layout as in matrix.h.
+  uint8_t* codes;
+  void* scales;
+  uint8_t* zero_points;  // affine only
+  uint8_t* selectors;    // several tables only
+  // Sums over each block, [blocks]: squared errors and squared weights, both over divisor^2.
+  double* errors;
+  double* squares;
+};
+
+// Quantizes the matrix on all threads of team(). Returns the two sums.
+struct RtnSums {
+  double error, square;
+};
+RtnSums round_to_nearest(RtnJob& job);
+
+// Largest magnitude of n floats, as the bits of a float: 0x7f800000 and above if one is infinite or NaN.
+uint32_t largest_magnitude_bits(const float* x, size_t n);
+
+// Bytes of scratch that one tile needs, and the kernel of one tile of 16 rows (isa/rtn.cc).
+size_t rtn_scratch_bytes(const RtnJob& job);
+using RtnTile = void (*)(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch);
+
+}  // namespace lowbit
