@@ -101,7 +101,8 @@ def _split_q8_0(blocks: Bytes) -> Parts:
 
 def _wide(half: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """fp16 [n, 1] times small integers [n, groups], exactly: float32."""
-    return half.astype(np.float32) * factor.astype(np.float32)
+    with np.errstate(all="ignore"):
+        return half.astype(np.float32) * factor.astype(np.float32)
 
 
 def _split_q2_k(blocks: Bytes) -> Parts:
@@ -220,10 +221,11 @@ def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
     parts = split(raw, kind)
     groups = kind.block // kind.group
     weights = parts.codes.reshape(-1, groups, kind.group).astype(np.float32)
-    weights += np.float32(kind.base)
-    weights *= parts.scales.astype(np.float32)[:, :, None]
-    if parts.offsets is not None:
-        weights += parts.offsets.astype(np.float32)[:, :, None]
+    with np.errstate(all="ignore"):  # a damaged scale may be NaN or infinite; whoever uses the weights checks
+        weights += np.float32(kind.base)
+        weights *= parts.scales.astype(np.float32)[:, :, None]
+        if parts.offsets is not None:
+            weights += parts.offsets.astype(np.float32)[:, :, None]
     return weights.reshape(-1)
 
 
