@@ -1,0 +1,5 @@
+"""Walk a checkpoint and write a small model."""
+
+from lowbit.compress.walk import quantize_checkpoint
+
+__all__ = ["quantize_checkpoint"]

@@ -14,6 +14,7 @@ from lowbit.packed.layout import (
     unpack_values,
 )
 from lowbit.packed.matrix import PackedMatrix
+from lowbit.packed.planned import planned_arrays
 from lowbit.packed.storage import TensorFile, TensorWriter
 from lowbit.packed.terms import CodeTerm, FloatTerm
 
@@ -31,6 +32,7 @@ __all__ = [
     "pack_codes",
     "pack_groups",
     "pack_values",
+    "planned_arrays",
     "unpack_codes",
     "unpack_groups",
     "unpack_values",

@@ -1,0 +1,108 @@
+"""The files of a model directory beside its weights: config.json, generation_config.json, the tokenizer."""
+
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lowbit.errors import CheckpointError
+from lowbit.model.checkpoint import Checkpoint
+from lowbit.model.config import ModelConfig, from_transformers
+from lowbit.model.families import FAMILIES
+from lowbit.model.json_file import read_json
+from lowbit.model.rope import SCALINGS
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+_ACTIVATION_NAMES = {"silu": "silu", "relu2": "relu2", "gelu_tanh": "gelu_pytorch_tanh"}
+
+
+def write_description(checkpoint: Checkpoint, folder: Path, quantization: dict[str, Any]) -> None:
+    """Write everything but the weights and lowbit.json into `folder`.
+
+    A directory's own files are copied, with `quantization` as quantization_config; those of a GGUF file are
+    made from its metadata. A checkpoint without tokenizer gives a directory without one.
+    """
+    if checkpoint.kind == "gguf":
+        config = transformers_fields(checkpoint.config)
+    else:
+        config = read_json(checkpoint.path / "config.json")
+        generation = checkpoint.path / "generation_config.json"
+        if generation.is_file():
+            shutil.copyfile(generation, folder / generation.name)
+    write_json(folder / "config.json", config | {"quantization_config": quantization})
+    if checkpoint.kind != "gguf" and (checkpoint.path / "tokenizer.json").is_file():
+        for name in _TOKENIZER_FILES:
+            if (checkpoint.path / name).is_file():
+                shutil.copyfile(checkpoint.path / name, folder / name)
+        return
+    tokenizer = checkpoint.tokenizer()
+    if tokenizer is not None:
+        tokenizer.save(folder)
+
+
+def transformers_fields(config: ModelConfig) -> dict[str, Any]:
+    """A config.json from which `from_transformers` reads `config` again."""
+    family = FAMILIES[config.family]
+    window = max(config.windows, default=0)
+    fields: dict[str, Any] = {
+        "architectures": [family.architectures[0]],
+        "model_type": family.name,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": _ACTIVATION_NAMES[config.activation],
+        "tie_word_embeddings": config.tied,
+        "bos_token_id": config.bos_ids[0] if config.bos_ids else None,
+        "eos_token_id": list(config.eos_ids),
+        "rope_theta": config.rope.theta,
+        "rope_scaling": _rope_scaling(config),
+    }
+    if family.attention_bias == "field":
+        fields["attention_bias"] = config.o_bias
+    if family.mlp_bias == "field":
+        fields["mlp_bias"] = config.mlp_bias
+    if family.rope_layers == "field":
+        fields["no_rope_layers"] = [int(rotated) for rotated in config.rope_layers]
+    if family.window != "none":
+        fields["sliding_window"] = window or None
+    if family.window not in ("none", "all"):
+        fields["use_sliding_window"] = window > 0
+        fields["layer_types"] = ["sliding_attention" if w else "full_attention" for w in config.windows]
+    again = from_transformers(fields, where="config.json made from GGUF metadata")
+    if replace(again, ignored=()) != replace(config, ignored=()):
+        before, after = asdict(config), asdict(again)
+        changed = ", ".join(key for key in before if key != "ignored" and before[key] != after[key])
+        raise CheckpointError(
+            f"write config.json: the description of this {config.family} model cannot be written without "
+            f"changing {changed}; start from the transformers directory of the model"
+        )
+    return fields
+
+
+def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
+    rope = config.rope
+    if rope.kind == "default":
+        return None
+    values = asdict(rope) | {"original_max_position_embeddings": rope.original_max_position}
+    scaling: dict[str, Any] = {"rope_type": rope.kind}
+    for key in sorted(SCALINGS[rope.kind]):
+        if values[key] is not None:
+            scaling[key] = list(values[key]) if isinstance(values[key], tuple) else values[key]
+    return scaling
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,31 @@
+"""What a matrix of a format will store, known before it is quantized: for headers and budgets."""
+
+import numpy as np
+
+from lowbit.formats import Format
+from lowbit.packed.layout import BLOCK_ROWS, block_count, check_group_size, codes_shape, group_count
+from lowbit.packed.terms import FLOAT_DTYPES, SCALE_DTYPES
+
+ArrayLayout = dict[str, tuple[type, tuple[int, ...]]]  # name -> (dtype, shape)
+
+
+def planned_arrays(format: Format, out_features: int, in_features: int, what: str = "plan") -> ArrayLayout:
+    """The arrays of `PackedMatrix.state()` for a matrix of this shape, in the order of their terms.
+
+    Raises FormatError, opening with `what`, if the group size does not divide in_features.
+    """
+    blocks = block_count(out_features)
+    if format.float_type is not None:
+        return {"0.values": (FLOAT_DTYPES[format.float_type], (blocks, in_features, BLOCK_ROWS))}
+    check_group_size(in_features, format.group_size, f"{what} to {format.name}")
+    groups = (blocks, group_count(in_features, format.group_size), BLOCK_ROWS)
+    arrays: ArrayLayout = {}
+    for term in range(format.terms):
+        arrays[f"{term}.codes"] = (np.uint8, codes_shape(out_features, in_features, format.bits))
+        arrays[f"{term}.scales"] = (SCALE_DTYPES[format.scale_type], groups)
+        if format.zero_point:
+            arrays[f"{term}.zero_points"] = (np.uint8, groups)
+        if len(format.tables) > 1:
+            arrays[f"{term}.selectors"] = (np.uint8, groups)
+        arrays[f"{term}.levels"] = (np.float32, (len(format.tables), len(format.tables[0])))
+    return arrays
