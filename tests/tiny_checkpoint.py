@@ -60,7 +60,10 @@ def _weights() -> dict[str, np.ndarray]:
     def matrix(out_features: int, in_features: int) -> np.ndarray:
         return (rng.standard_normal((out_features, in_features)) / in_features**0.5).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": matrix(VOCABULARY, HIDDEN) * 4}
+    # Likely tokens are printable: small rows of the (tied) embedding give small logits.
+    embedding = matrix(VOCABULARY, HIDDEN) * 2
+    embedding[[i for i in range(VOCABULARY) if not 32 <= i < 127]] *= 0.4
+    tensors = {"model.embed_tokens.weight": embedding}
     for i in range(LAYERS):
         layer = f"model.layers.{i}."
         for name, rows in (

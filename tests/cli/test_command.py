@@ -61,43 +61,65 @@ def test_usage_errors_are_one_line_and_exit_2(lowbit, arguments):
     assert done.code == 2 and done.json()["error"]["type"] == "UsageError"
 
 
-def test_run_does_not_import_what_it_does_not_need(lowbit, tiny_model, base_model, tmp_path):
+def test_run_does_not_import_what_it_does_not_need(base_model, environment):
     code = (
         "import sys; from lowbit.cli import main; assert main(sys.argv[1:]) == 0\n"
         "print('\\n' + ' '.join(sys.modules), file=sys.stderr)"
     )
-    import os
-
-    import lowbit as package
-
-    root = os.path.dirname(os.path.dirname(package.__file__))
     done = subprocess.run(
         [sys.executable, "-c", code, "run", str(base_model), "-p", "x", "-n", "2"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": root},
+        env=environment(),
         check=True,
     )
     loaded = {name.split(".")[0] for name in done.stderr.splitlines()[-1].split()}
-    assert not loaded & {"rich", "huggingface_hub", "transformers", "torch", "jinja2", "requests", "http"}
+    assert not loaded & {"rich", "huggingface_hub", "transformers", "torch", "jinja2", "requests"}
 
 
-def test_a_closed_pipe_is_quiet(tiny_model):
-    import os
-
-    import lowbit as package
-
-    root = os.path.dirname(os.path.dirname(package.__file__))
+def test_a_closed_pipe_is_quiet(environment):
     child = subprocess.Popen(
         [sys.executable, "-m", "lowbit.cli", "formats"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": root},
+        env=environment(),
     )
     child.stdout.close()
     err = child.stderr.read().decode()
     child.stderr.close()
-    assert child.wait(30) in (0, 141) and err == ""
+    assert child.wait(60) == 141 and err == ""
+
+
+def test_ctrl_c_is_130(lowbit, monkeypatch):
+    from lowbit.cli import version
+
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(version, "execute", interrupted)
+    done = lowbit("version")
+    assert done.code == 130 and "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(28, "No space left on device", "out/x"), 2, "'out/x': No space left on device"),
+        (MemoryError(), 2, "not enough memory"),
+        (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops; this is a bug"),
+    ],
+)
+def test_errors_of_the_system(lowbit, monkeypatch, error, code, words):
+    from lowbit.cli import version
+
+    def broken(args):
+        print("noise")
+        raise error
+
+    monkeypatch.setattr(version, "execute", broken)
+    done = lowbit("version", "--json")
+    assert done.code == code and words in done.err
+    assert words in done.json()["error"]["message"]
 
 
 def test_json_is_strict():

@@ -3,8 +3,8 @@
 import pytest
 
 
-def test_json_has_the_promised_keys(lowbit, tiny_model):
-    result = lowbit("run", tiny_model, "-p", "hello", "-n", "5", "--json").json()
+def test_json_has_the_promised_keys(fresh_lowbit, tiny_model):
+    result = fresh_lowbit("run", tiny_model, "-p", "hello", "-n", "5", "--json").json()
     assert {"text", "token_ids", "prompt_tokens", "generated_tokens", "seconds"} <= set(result)
     assert result["generated_tokens"] == len(result["token_ids"]) <= 5
     assert result["prompt_tokens"] == len("hello") + 2  # <|user|> hello <|assistant|>
@@ -19,9 +19,9 @@ def test_raw_and_template(lowbit, tiny_model, base_model):
     assert done.code == 2 and "no chat template" in done.err
 
 
-def test_streamed_text_is_the_final_text(lowbit, tiny_model):
-    arguments = ("run", tiny_model, "hello", "-n", "40", "--temperature", "1", "--seed", "3")
-    shown = lowbit(*arguments)
+def test_streamed_text_is_the_final_text(lowbit, fresh_lowbit, tiny_model):
+    arguments = ("run", tiny_model, "-n", "40", "--temperature", "1", "--seed", "3", "hello")
+    shown = fresh_lowbit(*arguments)
     assert shown.code == 0 and "tokens/s" in shown.err and "seed 3" in shown.err
     assert shown.out == lowbit(*arguments, "--json").json()["text"] + "\n"
     assert lowbit(*arguments, "--quiet").err == ""

@@ -6,11 +6,8 @@ import select
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-import lowbit
 
 pty = pytest.importorskip("pty")
 
@@ -18,16 +15,15 @@ pty = pytest.importorskip("pty")
 class Terminal:
     """A child process that believes it talks to a person."""
 
-    def __init__(self, *arguments):
+    def __init__(self, environment, *arguments):
         self.master, slave = pty.openpty()
-        root = Path(lowbit.__file__).parents[1]
         self.child = subprocess.Popen(
             [sys.executable, "-m", "lowbit.cli", *map(str, arguments)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(root), "TERM": "dumb", "NO_COLOR": "1"},
+            env=environment(TERM="dumb", NO_COLOR="1"),
         )
         os.close(slave)
         self.seen = ""
@@ -56,11 +52,11 @@ class Terminal:
 
 
 @pytest.fixture
-def terminal():
+def terminal(environment):
     opened = []
 
     def start(*arguments):
-        opened.append(Terminal(*arguments))
+        opened.append(Terminal(environment, *arguments))
         return opened[-1]
 
     yield start

@@ -3,11 +3,6 @@
 import pytest
 
 
-@pytest.fixture(scope="module")
-def environment():
-    return {"LOWBIT_THREADS": "1"}
-
-
 def test_quantize_and_run(lowbit, tiny_model, tmp_path):
     out = tmp_path / "small"
     done = lowbit("quantize", tiny_model, "int4-g32", "-o", out, "--json")
@@ -75,10 +70,11 @@ def test_bench(lowbit, tiny_model):
         assert result[key] > 0, key
 
 
-def test_doctor(lowbit, environment):
-    result = lowbit("doctor", "--json", environment=environment).json()
+def test_doctor(lowbit, fresh_lowbit):
+    result = fresh_lowbit("doctor", "--json", environment={"LOWBIT_THREADS": "1"}).json()
     keys = {"isa", "threads", "bandwidth_bytes_per_second", "int8_multiply_adds_per_second", "problems"}
     assert keys <= set(result) and isinstance(result["problems"], list)
+    assert result["threads"] == 1
     assert "memory bandwidth" in lowbit("doctor").out
 
 

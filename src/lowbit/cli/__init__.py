@@ -66,7 +66,7 @@ def _run(verb: str, argv: list[str]) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout and nothing else"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand between the positional arguments
     if args.json:
         with output.stdout_reserved() as stdout:
             result = module.execute(args)

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="a system message that stays in force")
     options.add_runtime(parser, "tokens of the whole conversation (default: what the model was trained for)")
-    options.add_sampling(parser, temperature=0.7, max_tokens=None)
+    options.add_sampling(parser, temperature=0.7, max_tokens=1024)
 
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:

@@ -53,8 +53,7 @@ def add_runtime(parser: argparse.ArgumentParser, context_help: str) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser, temperature: float, max_tokens: int | None) -> None:
-    default = "%(default)s" if max_tokens else "until the context is full"
+def add_sampling(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "-n",
@@ -62,7 +61,7 @@ def add_sampling(parser: argparse.ArgumentParser, temperature: float, max_tokens
         type=int,
         default=max_tokens,
         metavar="N",
-        help=f"new tokens (default {default})",
+        help="new tokens (default %(default)s)",
     )
     group.add_argument(
         "--temperature",

@@ -67,17 +67,18 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """The text is on stdout already; the figures follow on stderr."""
     if not args.quiet:
-        note(figures(result))
+        note(_figures(result, random=args.temperature > 0))
 
 
-def figures(result: dict[str, Any]) -> str:
+def _figures(result: dict[str, Any], random: bool) -> str:
     ends = {"length": ", stopped by --max-tokens", "context": ", the context is full"}
-    seed = f", seed {result['seed']}" if "seed" in result else ""
-    return (
-        f"[{result['generated_tokens']} tokens, {result['tokens_per_second']:.1f} tokens/s; "
-        f"prompt {result['prompt_tokens']} tokens in {result['prompt_seconds']:.2f} s"
-        f"{seed}{ends.get(result['finish_reason'], '')}]"
-    )
+    parts = [f"{result['generated_tokens']} tokens"]
+    if result["tokens_per_second"]:
+        parts.append(f"{result['tokens_per_second']:.1f} tokens/s")
+    parts.append(f"prompt {result['prompt_tokens']} tokens in {result['prompt_seconds']:.2f} s")
+    if random:
+        parts.append(f"seed {result['seed']}")
+    return f"[{', '.join(parts)}{ends.get(result['finish_reason'], '')}]"
 
 
 def _prompt(args: argparse.Namespace) -> str:
