@@ -39,7 +39,7 @@ EXTRA = {
 def tracked(*patterns: str) -> list[Path]:
     try:
         out = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard", *patterns],
+            ["git", "ls-files", *patterns],
             cwd=ROOT,
             capture_output=True,
             text=True,

@@ -89,7 +89,8 @@ def quantize(
     search: str = "mse",
     embedding: Any = None,
     layers: Mapping[str, Any] | None = None,
-    progress: Callable[..., None] | None = None,
+    force: bool = False,
+    progress: Callable[[float, float, str], None] | None = None,
 ) -> Any:
     """Quantize an array to a PackedMatrix, or a checkpoint to a directory.
 
@@ -100,8 +101,10 @@ def quantize(
     search: "mse" (least-squares scale) or "minmax".
     embedding, layers: for a checkpoint, the format of the embedding and head, and formats by
         pattern on the tensor name, the first match first.
-    progress: for a checkpoint, called after every tensor (see compress.quantize_checkpoint).
-    Returns a PackedMatrix for an array; a report (dict) for a checkpoint.
+    force: replace `output` if it holds a model that lowbit wrote.
+    progress: for a checkpoint, called as (weights done, weights in all, tensor name).
+    Returns a PackedMatrix for an array; for a checkpoint a report: output, bits_per_weight,
+    seconds, peak_rss_bytes, layers.
     """
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
@@ -128,7 +131,9 @@ def quantize(
     if layers is not None:
         overrides = {pattern: parse_format(value) for pattern, value in layers.items()}
         scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})
-    return quantize_checkpoint(resolve(str(source)), scheme, output, search=search, progress=progress)
+    return quantize_checkpoint(
+        resolve(str(source)), scheme, output, search=search, progress=progress, force=force
+    )
 
 
 class _CallableRoom(types.ModuleType):

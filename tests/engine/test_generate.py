@@ -135,3 +135,14 @@ def test_conversation_beyond_context_keeps_its_state(scripted):
     with pytest.raises(RequestError, match="context"):
         "".join(talk.send("much too long for this", say))
     assert talk.messages == before
+
+
+def test_logits_that_are_not_finite_are_a_clear_error(scripted):
+    model = scripted("abc")
+
+    def overflow(*arguments):
+        raise RuntimeError("Decoder.sample: logits are not finite")
+
+    model.decoder.sample = overflow
+    with pytest.raises(UnsupportedError, match="not finite.*int16"):
+        model.generate("x")

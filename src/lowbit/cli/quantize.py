@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,7 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize with a progress bar; returns the object that --json prints."""
     import lowbit
-    from lowbit.measure.machine import peak_rss_bytes
 
-    started = time.perf_counter()
     with output.Progress(f"quantize to {format_name}") as bar:
         report = lowbit.quantize(
             model,
@@ -73,14 +70,7 @@ def quantize(
             force=force,
             progress=bar.update,
         )
-    return {
-        "output": str(target),
-        "bits_per_weight": report["bits_per_weight"],
-        "seconds": time.perf_counter() - started,
-        "peak_rss_bytes": peak_rss_bytes(),
-        "layers": report["layers"],
-        "size_bytes": output.size_bytes(target),
-    }
+    return {**report, "size_bytes": output.size_bytes(target)}
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

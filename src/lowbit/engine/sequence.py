@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lowbit.engine.parameters import SamplingParameters
-from lowbit.errors import RequestError
+from lowbit.errors import RequestError, UnsupportedError
 
 # Tokens of a prompt that one native call takes. Bounds the memory of activations and the time
 # until Ctrl-C is noticed; the result does not depend on it.
@@ -25,6 +26,18 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()
 
 
+@contextmanager
+def native_step(operation: str) -> Iterator[None]:
+    """Around a native call: its RuntimeError (logits that are not finite) becomes ours."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise UnsupportedError(
+            f"{operation}: {error}; the weights overflow in this format or with these activations: "
+            "try --activations int16, or another format"
+        ) from error
+
+
 def new_cache(decoder: Any, capacity: int) -> Any:
     from lowbit import _native
 
@@ -34,17 +47,17 @@ def new_cache(decoder: Any, capacity: int) -> Any:
 def new_sampler(parameters: SamplingParameters) -> Any:
     from lowbit import _native
 
-    p = parameters
+    p = parameters  # may hold NumPy scalars
     return _native.Sampler(
-        temperature=p.temperature,
-        top_k=p.top_k,
-        top_p=p.top_p,
-        min_p=p.min_p,
-        repetition_penalty=p.repetition_penalty,
-        presence_penalty=p.presence_penalty,
-        frequency_penalty=p.frequency_penalty,
-        seed=p.seed,
-        top_logprobs=p.logprobs or 0,
+        temperature=float(p.temperature),
+        top_k=int(p.top_k),
+        top_p=float(p.top_p),
+        min_p=float(p.min_p),
+        repetition_penalty=float(p.repetition_penalty),
+        presence_penalty=float(p.presence_penalty),
+        frequency_penalty=float(p.frequency_penalty),
+        seed=int(p.seed),
+        top_logprobs=int(p.logprobs or 0),
     )
 
 
@@ -84,7 +97,8 @@ class TokenSequence:
             pending = pending[PREFILL_CHUNK:]
         while len(self.tokens) + len(pending) < self.capacity:
             batch = np.asarray(pending, dtype=np.int32)
-            ids, logprobs = self._decoder.sample(batch, [self.cache], [len(pending)], [sampler])
+            with native_step("generate"):
+                ids, logprobs = self._decoder.sample(batch, [self.cache], [len(pending)], [sampler])
             self.tokens += pending
             token = int(ids[0])
             top = tuple(sampler.top()) if parameters.logprobs else ()
@@ -103,5 +117,6 @@ class TokenSequence:
         return common
 
     def _append(self, tokens: list[int]) -> None:
-        self._decoder.logits(np.asarray(tokens, dtype=np.int32), [self.cache], [len(tokens)])
+        with native_step("generate"):
+            self._decoder.logits(np.asarray(tokens, dtype=np.int32), [self.cache], [len(tokens)])
         self.tokens += tokens

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lowbit.engine import LanguageModel
-from lowbit.engine.sequence import new_cache
+from lowbit.engine.sequence import native_step, new_cache
 from lowbit.errors import RequestError
 
 DEFAULT_CONTEXT = 2048
@@ -64,7 +64,8 @@ def perplexity(
     nll, scored = 0.0, 0
     for i in range(windows):
         cache.truncate(0)
-        log_probs = model.decoder.score(ids[i * size : (i + 1) * size], cache)
+        with native_step("eval"):
+            log_probs = model.decoder.score(ids[i * size : (i + 1) * size], cache)
         nll -= float(np.sum(log_probs, dtype=np.float64))
         scored += len(log_probs)
         if progress:
