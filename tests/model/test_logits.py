@@ -14,9 +14,23 @@ from . import tiny_models
 
 pytest.importorskip("lowbit._native")
 
-# Keys and values are kept in float16 (2**-11 relative each), everything else in float32: over 40 positions
-# and 3 layers the logits differ by some 1e-3 of their range.
-TOLERANCE = 2e-3
+# As fractions of the range of the logits. The decoder keeps keys and values in float16 (2**-11 relative
+# each); over 40 positions of these sharp random networks that alone moves logits by up to 2.5e-3, in NumPy
+# as in native code. Against the reference that rounds them too, only float32 sums in another order (and a
+# key that therefore rounds the other way) remain: measured up to 1.3e-4.
+TOLERANCE = 5e-3
+SAME_CACHE = 5e-4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """These networks are too small to share out; that thread counts change nothing is tested elsewhere."""
+    from lowbit import _native
+
+    before = _native.threads()
+    _native.set_threads(1)
+    yield
+    _native.set_threads(before)
 
 
 def native_logits(model, ids, chunks=None):
@@ -29,7 +43,7 @@ def native_logits(model, ids, chunks=None):
     return np.concatenate(rows)
 
 
-def close(ours, theirs, tolerance=TOLERANCE):
+def close(ours, theirs, tolerance):
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, atol=tolerance * np.abs(theirs).max(), rtol=0)
 
@@ -59,11 +73,10 @@ def test_native_logits(saved, activations):
     model, folder = saved
     loaded = load_model(folder, activations=activations)
     ids = tiny_models.token_ids(40)
-    theirs = tiny_models.logits(model, ids)
-    close(native_logits(loaded, ids), theirs)
+    ours = native_logits(loaded, ids)
+    close(ours, tiny_models.logits(model, ids), TOLERANCE)
     config, weights = read_all(folder)
-    same_cache = reference_logits(config, weights, ids, kv_dtype=np.float16)
-    close(native_logits(loaded, ids), same_cache, TOLERANCE / 4)
+    close(ours, reference_logits(config, weights, ids, kv_dtype=np.float16), SAME_CACHE)
 
 
 def test_one_token_at_a_time_is_the_same(saved):
@@ -106,7 +119,8 @@ def test_stored_types_and_shards(tmp_path, name, dtype):
     theirs = tiny_models.logits(model, ids)
     config, weights = read_all(folder)
     close(reference_logits(config, weights, ids), theirs, 1e-5)
-    close(native_logits(loaded, ids), theirs)
+    close(native_logits(loaded, ids), theirs, TOLERANCE)
+    close(native_logits(loaded, ids), reference_logits(config, weights, ids, kv_dtype=np.float16), SAME_CACHE)
 
 
 SCALINGS = [
@@ -121,9 +135,13 @@ SCALINGS = [
 def test_positions_beyond_the_original_maximum(tmp_path, parameters):
     settings = {"rope_parameters": {"rope_theta": 1000.0, **parameters}, "max_position_embeddings": 32}
     model = tiny_models.build(tiny_models.CASES["llama"], **settings)
-    loaded = load_model(tiny_models.save(model, tmp_path), context=60)
+    folder = tiny_models.save(model, tmp_path)
+    loaded = load_model(folder, context=60)
     ids = tiny_models.token_ids(60)
-    close(native_logits(loaded, ids), tiny_models.logits(model, ids))
+    ours = native_logits(loaded, ids)
+    close(ours, tiny_models.logits(model, ids), TOLERANCE)
+    config, weights = read_all(folder)
+    close(ours, reference_logits(config, weights, ids, context=60, kv_dtype=np.float16), SAME_CACHE)
 
 
 def test_without_a_tokenizer(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+
+torch.set_num_threads(1)  # these products are too small to share
+transformers.utils.logging.disable_progress_bar()
 
 # Sizes that every family shares: grouped queries, a vocabulary and widths that are no powers of two.
 SIZES = {
@@ -111,11 +115,16 @@ def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrai
 def save(
     model: transformers.PreTrainedModel, folder: Path, dtype: str = "float32", shard: str = "1GB"
 ) -> Path:
-    """Write the model as a transformers directory; the model is rounded to `dtype` and back in place."""
-    model.to(getattr(torch, dtype))
-    model.config.dtype = getattr(torch, dtype)
-    model.save_pretrained(folder, max_shard_size=shard)
-    model.float()
+    """Write the model as a transformers directory in `dtype`, and round its own parameters alike.
+
+    Only parameters are rounded: casting the whole model would round the rotation speeds too.
+    """
+    stored = copy.deepcopy(model).to(getattr(torch, dtype))
+    stored.config.dtype = getattr(torch, dtype)
+    stored.save_pretrained(folder, max_shard_size=shard)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(getattr(torch, dtype)))
     return folder
 
 
