@@ -1,0 +1,121 @@
+"""docs/formats.md is enough to read a model: the reader below is written from that page alone."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from lowbit.formats import FORMATS
+from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack_groups
+from lowbit.quantize import round_to_nearest
+
+
+# --- a reader from the page: NumPy and JSON only -------------------------------------------------------------
+def read_safetensors(path):
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    assert (8 + length) % 64 == 0
+    types = {"U8": "u1", "U16": "<u2", "F16": "<f2", "F32": "<f4"}
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        tensors[name] = np.frombuffer(data[begin:end], types[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def code_at(packed, bits, row, column):
+    planes = {1: [1], 2: [2], 3: [2, 1], 4: [4], 5: [4, 1], 6: [4, 2], 7: [4, 2, 1], 8: [8]}[bits]
+    tile = packed[row // 32, column // 32, row % 32 // 16]
+    step, byte = column % 32 // 4, 4 * (row % 16) + column % 4
+    code = shift = start = 0
+    for width in planes:
+        vector, i = step // (8 // width), step % (8 // width)
+        value = tile[start + 64 * vector + byte] >> (width * i) & ((1 << width) - 1)
+        code |= int(value) << shift
+        shift, start = shift + width, start + 64 * width
+    return code
+
+
+def decoded_scale(stored, scale_type):
+    if scale_type == "e8m0":
+        return np.float32(2.0 ** (int(stored) - 127))
+    if scale_type == "e4m3":
+        sign, e, m = -1 if stored & 128 else 1, int(stored) >> 3 & 15, int(stored) & 7
+        return np.float32(sign * (2.0 ** (e - 7) * (1 + m / 8) if e else 2.0**-6 * m / 8))
+    return np.float32(stored)
+
+
+def read_matrix(entry, arrays):
+    out_features, in_features = entry["shape"]
+    total = np.zeros((out_features, in_features), np.float32)
+    for number, term in enumerate(entry["terms"]):
+        field = {name.split(".")[1]: a for name, a in arrays.items() if name.split(".")[0] == str(number)}
+        for o, i in np.ndindex(out_features, in_features):
+            if term["kind"] == "floats":
+                value = field["values"][o // 32, i, o % 32]
+                if term["type"] == "bf16":
+                    value = np.array(int(value) << 16, np.uint32).view(np.float32)
+                total[o, i] += np.float32(value)
+                continue
+            place = (o // 32, i // term["group_size"] if term["group_size"] else 0, o % 32)
+            table = int(field["selectors"][place]) if "selectors" in field else 0
+            value = field["levels"][table, code_at(field["codes"], term["bits"], o, i)]
+            if "zero_points" in field:
+                value -= np.float32(field["zero_points"][place])
+            scale = decoded_scale(field["scales"][place], term["scale_type"])
+            value = scale * np.float32(term["tensor_scale"]) * value
+            if "offsets" in field:
+                value += np.float32(field["offsets"][place])
+            total[o, i] += value
+    return total
+
+
+# --- the tests -----------------------------------------------------------------------------------------------
+def write_and_read(matrix, path):
+    meta, arrays = matrix.state()
+    named = {f"some.weight.{name}": array for name, array in arrays.items()}
+    layout = {name: (array.dtype, array.shape) for name, array in named.items()}
+    with TensorWriter(path, layout, {"format": "lowbit"}) as writer:
+        for name, array in named.items():
+            writer.write(name, array)
+    stored = read_safetensors(path)
+    entry = json.loads(json.dumps(meta))
+    return read_matrix(entry, {name.removeprefix("some.weight."): array for name, array in stored.items()})
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_reads_by_the_page_alone(name, tmp_path, rng):
+    weight = rng.standard_normal((35, 128)).astype(np.float32)
+    matrix = round_to_nearest(weight, FORMATS[name])
+    decoded = write_and_read(matrix, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(decoded, matrix.dequantize())
+    assert np.abs(decoded).max() > 0
+
+
+def test_offsets_and_odd_widths_read_by_the_page_alone(tmp_path, rng):
+    codes = rng.integers(0, 128, (17, 48), dtype=np.uint8)
+    term = CodeTerm(
+        bits=7,
+        levels=np.arange(128, dtype=np.float32)[None],
+        codes=pack_codes(codes, 7),
+        scales=pack_groups(rng.standard_normal((17, 3)).astype(np.float16)),
+        scale_type="fp16",
+        group_size=16,
+        offsets=pack_groups(rng.standard_normal((17, 3)).astype(np.float16)),
+        tensor_scale=0.5,
+    )
+    matrix = PackedMatrix(17, 48, (term,))
+    np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), matrix.dequantize())
+
+
+def test_the_page_lists_what_the_files_hold():
+    from pathlib import Path
+
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    for word in ("codes", "scales", "zero_points", "offsets", "selectors", "levels", "values"):
+        assert f"`{word}`" in page
+    for scale_type in ("fp16", "fp32", "e8m0", "e4m3"):
+        assert f"| `{scale_type}` |" in page
