@@ -78,6 +78,7 @@ enum Parameter {
   kLowerNormal,
   kLowerCover,
   kTopExponent,
+  kRoots,
   kParameters
 };
 
@@ -140,6 +141,8 @@ static std::pair<double, double> bound_round_to_nearest(
     t.lower_normal = p[kLowerNormal];
     t.lower_cover = p[kLowerCover];
     t.top_exponent = static_cast<int>(p[kTopExponent]);
+    t.roots = static_cast<int>(p[kRoots]);
+    require(t.roots >= 0 && t.roots <= 10, "roots must be 0 to 10");
     t.both_signs = both_signs;
     job.tables.push_back(t);
   }

@@ -25,6 +25,7 @@ struct LevelTable {
   float top_inverse, bottom_inverse;
   int top_exponent;                 // of the largest level, as frexp gives it
   float lower_normal, lower_cover;  // lower bounds of the candidates, in units of rms and covering scale
+  int roots;                        // 2^roots + 1 candidates for each sign
   bool both_signs;                  // negative scales are worth trying
   std::vector<uint8_t> lookup;      // count > kChainLevels: boundaries below the first number of each bucket
 };

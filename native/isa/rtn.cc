@@ -12,7 +12,6 @@ namespace lowbit::LOWBIT_ISA {
 
 namespace {
 
-constexpr int kCandidates = 17;
 constexpr int kRefinements = 3;
 constexpr float kUpper = 1.25f;
 constexpr float kTiny = 0x1p-100f;      // smaller fp32 scales count as 0
@@ -204,13 +203,12 @@ F32 starting_scale(const RtnJob& job, const LevelTable& t, const Group& g) {
   return round_scale(load(lanes), job.scale_type);
 }
 
-// Lowest candidate and the ratio between neighbours, of kCandidates up to kUpper times the covering scale.
+// Lowest candidate and the ratio between neighbours, up to kUpper times the covering scale.
 void candidate_bounds(F32 cover, F32 rms, const LevelTable& t, F32* lower, F32* ratio) {
   const F32 upper = mul(cover, set1(kUpper));
   *lower = min(max(mul(rms, set1(t.lower_normal)), mul(cover, set1(t.lower_cover))), mul(upper, set1(0.8f)));
   *ratio = zero_unless_positive(*lower, div(upper, *lower));
-  static_assert(kCandidates == 17, "four square roots");
-  for (int i = 0; i < 4; ++i) *ratio = sqrt(*ratio);
+  for (int i = 0; i < t.roots; ++i) *ratio = sqrt(*ratio);
 }
 
 bool is_fine(Number type) { return type == Number::fp16 || type == Number::fp32; }
@@ -248,7 +246,7 @@ Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
         sign ? covering_scale(mul(g.low, minus), mul(g.high, minus), t) : covering_scale(g.high, g.low, t);
     F32 scale, ratio;
     candidate_bounds(cover, g.rms, t, &scale, &ratio);
-    for (int k = 0; k < kCandidates; ++k) {
+    for (int k = 0; k <= 1 << t.roots; ++k) {
       const F32 signed_scale = sign ? mul(scale, minus) : scale;
       if (fine) {
         const Sums s = correlate(g.w, g.n, inverse(mul(signed_scale, set1(t.step))), levels);
@@ -281,7 +279,7 @@ Best search_affine(const RtnJob& job, const LevelTable& t, const Group& g) {
   const F32 middle = mul(add(g.high, g.low), set1(0.5f));
   F32 scale, ratio, most = zero_f32(), refit = best.scale, refit_zero = best.zero;
   candidate_bounds(cover, g.rms, t, &scale, &ratio);
-  for (int k = 0; k < kCandidates; ++k) {
+  for (int k = 0; k <= 1 << t.roots; ++k) {
     const F32 centre = round_even(sub(mul(top, set1(0.5f)), mul(middle, inverse(scale))));
     for (int shift = -1; shift <= 1; ++shift) {
       const F32 zero = clamp(add(centre, set1(static_cast<float>(shift))), zero_f32(), top);

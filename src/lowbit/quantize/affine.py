@@ -9,7 +9,6 @@ import numpy as np
 from lowbit.quantize.grid import F32, make_grid
 from lowbit.quantize.scale import FINE, round_scale
 from lowbit.quantize.search import (
-    CANDIDATES,
     LOWER,
     NORMAL_FRACTION,
     REFINEMENTS,
@@ -20,6 +19,8 @@ from lowbit.quantize.search import (
     inverse,
     total,
 )
+
+ROOTS = 5  # 2**5 + 1 candidate scales, as for other integers
 
 
 def normal_step(bits: int) -> np.float32:
@@ -50,12 +51,12 @@ def search_affine(w: np.ndarray, bits: int, scale_type: str, search: str) -> Fit
     lower = np.maximum(rms * (F32(NORMAL_FRACTION) * normal_step(bits)), cover * F32(LOWER[bits]))
     scale = np.minimum(lower, upper * F32(0.8))
     ratio = divide(upper, scale, np.zeros_like(upper))
-    for _ in range((CANDIDATES - 1).bit_length() - 1):
+    for _ in range(ROOTS):
         ratio = np.sqrt(ratio)
     middle = (high + low) * F32(0.5)
     gain = np.zeros_like(best)
     refit, refit_zero = best, zero_points
-    for _ in range(CANDIDATES):
+    for _ in range(2**ROOTS + 1):
         centre = np.rint(top * F32(0.5) - middle * inverse(scale))
         for shift in (-1, 0, 1):
             zero = np.clip(centre + F32(shift), F32(0), top)

@@ -41,6 +41,16 @@ class Grid:
     symmetric: bool
     normal_scale: np.float32
 
+    @property
+    def roots(self) -> int:
+        """The search tries 2**roots + 1 scales for each sign; their ratio is a repeated square root.
+
+        Many uneven levels are those of small floats, which look alike at every scale.
+        """
+        if self.linear:
+            return 5
+        return 4 if len(self.levels) <= 16 else 3
+
     def nearest(self, x: np.ndarray) -> np.ndarray:
         """Index of the nearest level; x: float32, weight / (scale * step). Ties go to the even code."""
         if self.linear:

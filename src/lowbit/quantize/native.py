@@ -8,7 +8,7 @@ import numpy as np
 from lowbit.formats import Format
 from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, codes_shape, group_count
 from lowbit.packed.terms import SCALE_DTYPES
-from lowbit.quantize.affine import normal_step
+from lowbit.quantize.affine import ROOTS, normal_step
 from lowbit.quantize.grid import F32, Grid, make_grid
 from lowbit.quantize.scale import tensor_scale
 from lowbit.quantize.search import LOWER, NORMAL_FRACTION, both_signs, starts_at_mean
@@ -93,6 +93,7 @@ def _parameters(grid: Grid, format: Format) -> np.ndarray:
             F32(NORMAL_FRACTION) * normal,
             lower_cover,
             np.frexp(grid.levels[-1])[1],
+            ROOTS if format.zero_point else grid.roots,
         ],
         F32,
     )

@@ -19,7 +19,6 @@ import numpy as np
 from lowbit.quantize.grid import F32, Grid
 from lowbit.quantize.scale import FINE, round_scale
 
-CANDIDATES = 17  # one more than a power of two: the ratio of the grid is a repeated square root
 REFINEMENTS = 3
 UPPER = F32(1.25)
 SMALLEST = F32(2.0**-120)
@@ -101,7 +100,7 @@ def candidate_bounds(
     upper = cover * UPPER
     lower = np.minimum(np.maximum(rms * lower_normal, cover * lower_cover), upper * F32(0.8))
     ratio = divide(upper, lower, np.zeros_like(upper))
-    for _ in range((CANDIDATES - 1).bit_length() - 1):
+    for _ in range(grid.roots):
         ratio = np.sqrt(ratio)
     return lower, ratio
 
@@ -131,7 +130,7 @@ def search_scales(w: np.ndarray, grid: Grid, bits: int, scale_type: str, search:
     for sign in (F32(1), F32(-1)) if both else (F32(1),):
         cover = covering_scale(high, low, grid) if sign > 0 else covering_scale(-low, -high, grid)
         scale, ratio = candidate_bounds(cover, rms, grid, bits)
-        for _ in range(CANDIDATES):
+        for _ in range(2**grid.roots + 1):
             if scale_type in FINE:
                 q = grid.value(grid.nearest(w * inverse(sign * scale * grid.step)))
                 wq, qq = total(w * q), total(q * q)
