@@ -55,15 +55,20 @@ class Tokenizer:
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Token ids of `text`. Special tokens that stand in the text become their ids; `add_special` adds
         those that the model expects around a text (such as the one that begins it)."""
-        try:
-            return guarded(
-                lambda: self._backend.encode(text, add_special_tokens=add_special).ids,
-                lambda problem: RequestError(f"encode: {problem}"),
+        if not isinstance(text, str):
+            raise RequestError(
+                f"encode: received {type(text).__name__}, text must be a str; decode bytes first"
             )
+        try:
+            text.encode()
         except UnicodeEncodeError as error:
             raise RequestError(
                 f"encode: character {error.start} is half of a surrogate pair, not text; remove it"
             ) from error
+        return guarded(
+            lambda: self._backend.encode(text, add_special_tokens=add_special).ids,
+            lambda problem: RequestError(f"encode: {problem}"),
+        )
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids beyond the vocabulary nothing."""
@@ -112,8 +117,6 @@ def guarded(action: Callable[[], T], make_error: Callable[[str], Exception]) -> 
     The library raises plain Exception, and a Rust panic arrives as a BaseException of its own."""
     try:
         return action()
-    except UnicodeEncodeError:
-        raise
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
