@@ -35,6 +35,9 @@ def fetch(model: str) -> Path:
 
 def locate(model: str) -> Path:
     """The same for the other verbs: what is here is taken as it is, and nothing is said about it."""
-    from lowbit.model.download import resolve
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    from lowbit.model.download import resolve  # slow to import, see engine.load
 
     return resolve(model, progress=output.note)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from lowbit.engine.parameters import SamplingParameters
@@ -326,9 +327,11 @@ def load(
     context: tokens of prompt and answer together; None: what the model was trained for.
     threads: None: what the machine and its cgroup allow, or LOWBIT_THREADS.
     """
-    from lowbit.model.download import resolve
     from lowbit.model.loader import load_model
 
-    return LanguageModel(
-        load_model(resolve(str(path)), activations=activations, context=context, threads=threads)
-    )
+    found = Path(path).expanduser()
+    if not found.exists():
+        from lowbit.model.download import resolve  # a tenth of the start-up time, so only when needed
+
+        found = resolve(str(path))
+    return LanguageModel(load_model(found, activations=activations, context=context, threads=threads))

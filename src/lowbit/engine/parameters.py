@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from dataclasses import dataclass
 
 from lowbit.errors import RequestError
@@ -67,7 +67,7 @@ class SamplingParameters:
 
 def random_seed() -> int:
     """A fresh seed for callers that want different text each time; report it to be repeatable."""
-    return secrets.randbits(32)
+    return int.from_bytes(os.urandom(4), "little")
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
