@@ -168,7 +168,7 @@ def transformers_config(
                 f"open {path}: {prefix}attention.sliding_window={window}, which layers use it is not known"
             )
         config |= {"model_type": "mistral", "sliding_window": window}
-    _check_head(config, given, prefix, path)
+    _set_head(config, given, prefix, path)
     config["rope_scaling"] = _rope_scaling(given, prefix, path, rope_factors)
     return config | dict(architecture.extra)
 
@@ -196,14 +196,14 @@ def _scalar(value: Any, key: str, path: str) -> Any:
     return value
 
 
-def _check_head(config: Mapping[str, Any], given: Mapping[str, Any], prefix: str, path: str) -> None:
-    """Keys, values and the rotated part must be as wide as a head."""
+def _set_head(config: dict[str, Any], given: Mapping[str, Any], prefix: str, path: str) -> None:
+    """Say how wide a head is; keys, values and the rotated part must all be."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
         raise CheckpointError(
             f"open {path}: {prefix}attention.head_count or embedding_length is missing; convert again"
         )
-    head_dim = config.get("head_dim", hidden // heads)
+    head_dim = config.setdefault("head_dim", hidden // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if given.get(key, head_dim) != head_dim:
             raise UnsupportedError(
