@@ -81,7 +81,7 @@ def resolve(name: str | os.PathLike[str], progress: Progress | None = None) -> P
     Raises CheckpointError when nothing has that name, or it cannot be fetched.
     """
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return path
     text = str(name)
     if text in PACKAGED:
@@ -105,14 +105,14 @@ def pull(name: str, progress: Progress | None = None) -> Path:
     if _is_hub_name(name):
         return _pull_from_hub(name, say)
     path = Path(name).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return path
     raise _unknown(name)
 
 
 def _unknown(name: str) -> CheckpointError:
     return CheckpointError(
-        f"model {name!r}: no such directory or file, and no name that can be fetched; give a directory, "
+        f"model {name[:200]!r}: no such directory or file, nor a name that can be fetched; give a directory, "
         f"a .gguf file, {', '.join(PACKAGED)}, a hub id such as org/name, or org/name/file.gguf"
     )
 
