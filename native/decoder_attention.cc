@@ -103,7 +103,8 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
                             queries + row * stride);
     }
   }
-  const AttentionTile tile = {queries, rows, group, dim, stride, position, layer.window};
+  const AttentionTile tile = {queries, rows,     group,        dim,
+                              stride,  position, layer.window, spec_.kv_shape().segment_elements()};
   const auto attend_segment = [&](size_t segment, const AttentionState& state) {
     kernels_.attend(tile, slice.cache->keys(segment, index, item.kv_head),
                     slice.cache->values(segment, index, item.kv_head), segment * kSegment, state, wide);

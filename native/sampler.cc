@@ -222,7 +222,7 @@ int32_t Sampler::pick(const float* logits, size_t vocab) {
     mass *= options_.top_p;
   }
   size_t keep = 0;
-  for (size_t wanted = open ? std::min<size_t>(256, vocab) : top_k;; wanted = std::min(vocab, wanted * 8)) {
+  for (size_t wanted = open ? std::min<size_t>(256, vocab) : top_k;; wanted = std::min(vocab, wanted * 16)) {
     collect(logits, vocab, wanted);
     if (!open && pool_.size() > top_k) {
       std::nth_element(pool_.begin(), pool_.begin() + static_cast<ptrdiff_t>(top_k), pool_.end(), before);
