@@ -54,7 +54,7 @@ class TransformersCheckpoint:
     def matrix(self, name: str) -> PackedMatrix:
         file, stored = self._tensor(name)
         shape, kind = file.shape(stored), float_type(file, stored)
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise CheckpointError(
                 f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
             )
