@@ -11,7 +11,7 @@ from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack
 from lowbit.quantize import round_to_nearest
 
 
-# --- a reader from the page: NumPy and JSON only -------------------------------------------------------------
+# --- a reader from the page: NumPy and JSON only ---
 def read_safetensors(path):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
@@ -73,7 +73,7 @@ def read_matrix(entry, arrays):
     return total
 
 
-# --- the tests -----------------------------------------------------------------------------------------------
+# --- the tests ---
 def write_and_read(matrix, path):
     meta, arrays = matrix.state()
     named = {f"some.weight.{name}": array for name, array in arrays.items()}
