@@ -112,7 +112,7 @@ def _boundaries(levels: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _normal_scale(grid: Grid) -> np.float32:
     """Best scale for a standard normal distribution, on a geometric grid of 2% steps."""
     quantiles = NormalDist()
-    x = np.array([quantiles.inv_cdf((i + 0.5) / 256) for i in range(256)], F32)
+    x = np.array([quantiles.inv_cdf((i + 0.5) / 1024) for i in range(1024)], F32)
     largest = 4.0 * max(float(grid.top_inverse), -float(grid.bottom_inverse))
     if largest == 0.0:
         return F32(0)
