@@ -78,7 +78,7 @@ class LowbitCheckpoint:
         arrays = {entry: self._file.array(f"{name}.{entry}") for entry in self._arrays[name]}
         try:
             return PackedMatrix.from_state(self._metas[name], arrays)
-        except (CheckpointError, FormatError) as error:
+        except (CheckpointError, FormatError, OverflowError) as error:
             raise CheckpointError(f"load {self.path}: tensor {name!r}: {error}") from error
 
     def tokenizer(self) -> Tokenizer | None:
