@@ -49,7 +49,7 @@ def test_native_repacking(kind, shape, rng):
     for order in (None, rng.permutation(shape[0])):
         with np.errstate(all="ignore"):
             want = code_arrays_reference(raw, kind, *shape, order)
-            got = gguf_matrix._code_arrays(raw, kind, *shape, order)
+            got = gguf_matrix.code_arrays(raw, kind, *shape, order)
         np.testing.assert_array_equal(got.codes, want.codes)
         np.testing.assert_array_equal(got.scales, want.scales)
         assert (got.offsets is None) == (want.offsets is None)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
+from lowbit.model.arena import Arena
 from lowbit.model.config import ModelConfig, from_transformers
 from lowbit.model.gguf_config import (
     ROPE_FACTORS,
@@ -35,6 +36,7 @@ class GGUFCheckpoint:
     def __init__(self, path: Path):
         self.path = path
         self._file = GGUFFile(path)
+        self._arena = Arena()
         try:
             self._permuted = architecture_of(self._file.metadata, str(path)).permuted
             self._tensors = self._canonical_tensors()
@@ -72,6 +74,7 @@ class GGUFCheckpoint:
     def read(self, name: str) -> np.ndarray:
         tensor = self._tensor(name)
         values = decode(self._file.data(tensor.name), self._type(tensor)).reshape(tensor.shape)
+        self._file.forget(tensor.name)
         order = self._row_order(name, tensor)
         return values if order is None else values[order]
 
@@ -82,9 +85,10 @@ class GGUFCheckpoint:
                 f"load {self.path}: {name} has shape {list(tensor.shape)}; a matrix has two dimensions"
             )
         rows, columns = tensor.shape
-        return matrix_from_gguf(
-            self._file.data(tensor.name), self._type(tensor), rows, columns, self._row_order(name, tensor)
-        )
+        raw, order = self._file.data(tensor.name), self._row_order(name, tensor)
+        matrix = matrix_from_gguf(raw, self._type(tensor), rows, columns, order, self._arena)
+        self._file.forget(tensor.name)
+        return matrix
 
     def tokenizer(self) -> Tokenizer | None:
         if "tokenizer.ggml.model" not in self._file.metadata:

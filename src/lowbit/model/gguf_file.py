@@ -104,6 +104,17 @@ class GGUFFile:
         tensor = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.start)
 
+    def forget(self, name: str) -> None:
+        """Let the pages of tensor `name` go from this process; they come back from the file when read again.
+
+        Pages of a mapped file count as memory of the process for as long as they are mapped, so a model
+        that is converted tensor by tensor would otherwise be counted twice."""
+        tensor = self.tensors[name]
+        first = -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (tensor.start + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+
     def close(self) -> None:
         """Release the mapping; views given out by `data` keep it alive until they go."""
         with contextlib.suppress(BufferError):  # a view is in use: the last one to go frees the mapping

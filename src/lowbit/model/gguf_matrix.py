@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowbit.model.arena import Arena
 from lowbit.model.float_weights import STORED, float_matrix
 from lowbit.model.gguf_types import TensorType, check_readable, split
 from lowbit.packed import (
@@ -47,20 +48,27 @@ class Arrays(NamedTuple):
 
 
 def matrix_from_gguf(
-    raw: np.ndarray, kind: TensorType, rows: int, columns: int, order: np.ndarray | None = None
+    raw: np.ndarray,
+    kind: TensorType,
+    rows: int,
+    columns: int,
+    order: np.ndarray | None = None,
+    arena: Arena | None = None,
 ) -> PackedMatrix:
     """The matrix that the bytes of a tensor hold.
 
     raw: uint8, `rows` x `columns` weights of type `kind`. order: int64 [rows], row r of the result is row
-    order[r] of the file; None keeps the order.
+    order[r] of the file; None keeps the order. arena: where the arrays are made.
     Raises UnsupportedError for a type without a decoder.
     """
     check_readable(kind, "load")
     if kind.float_type is not None:
         values = raw.view(STORED[kind.float_type]).reshape(rows, columns)
-        return float_matrix(values, kind.float_type, order)
-    unpack = code_arrays_reference if _repack is None else _code_arrays
-    codes, scales, offsets = unpack(raw, kind, rows, columns, order)
+        return float_matrix(values, kind.float_type, order, arena)
+    if _repack is None:
+        codes, scales, offsets = code_arrays_reference(raw, kind, rows, columns, order)
+    else:
+        codes, scales, offsets = code_arrays(raw, kind, rows, columns, order, arena)
     levels = np.arange(kind.base, kind.base + (1 << kind.bits), dtype=np.float32)[None]
     term = CodeTerm(kind.bits, levels, codes, scales, kind.scale_type, kind.group, offsets=offsets)
     return PackedMatrix(rows, columns, (term,), _FORMATS.get(kind.name, kind.name.lower()))
@@ -86,14 +94,20 @@ def code_arrays_reference(
     return Arrays(codes, np.concatenate(scales), np.concatenate(offsets) if offsets else None)
 
 
-def _code_arrays(
-    raw: np.ndarray, kind: TensorType, rows: int, columns: int, order: np.ndarray | None
+def code_arrays(
+    raw: np.ndarray,
+    kind: TensorType,
+    rows: int,
+    columns: int,
+    order: np.ndarray | None = None,
+    arena: Arena | None = None,
 ) -> Arrays:
     """The same, by the native module."""
-    codes = np.empty(codes_shape(rows, columns, kind.bits), np.uint8)
+    arena = arena or Arena()
+    codes = arena.empty(codes_shape(rows, columns, kind.bits), np.uint8)
     shape = (codes.shape[0], columns // kind.group, BLOCK_ROWS)
     dtype = np.float32 if kind.scale_type == "fp32" else np.float16
-    scales = np.empty(shape, dtype)
-    offsets = np.empty(shape, dtype) if kind.has_offsets else None
+    scales = arena.empty(shape, dtype)
+    offsets = arena.empty(shape, dtype) if kind.has_offsets else None
     _repack(kind.number, raw, rows, columns, codes, scales, offsets, order)
     return Arrays(codes, scales, offsets)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
+from lowbit.model.arena import Arena
 from lowbit.model.config import ModelConfig, from_transformers
 from lowbit.model.float_weights import float_matrix, widened
 from lowbit.model.json_file import read_json
@@ -31,6 +32,7 @@ class TransformersCheckpoint:
         self.path = path
         self._fields = read_json(path / "config.json")
         self._where = self._locate()
+        self._arena = Arena()
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -58,7 +60,7 @@ class TransformersCheckpoint:
             raise CheckpointError(
                 f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
             )
-        return float_matrix(file.array(stored), kind)
+        return float_matrix(file.array(stored), kind, arena=self._arena)
 
     def tokenizer(self) -> Tokenizer | None:
         return directory_tokenizer(self.path, self.config)
