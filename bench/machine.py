@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -33,6 +34,22 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "compiler": (_command("c++", "--version") or "unknown").splitlines()[0],
     }
+
+
+def busy_cpus(seconds: float = 1.0) -> float:
+    """CPUs in use by anyone, time stolen by the hypervisor included, while this process sleeps."""
+    before = _cpu_seconds()
+    time.sleep(seconds)
+    return max(0.0, _cpu_seconds() - before) / seconds
+
+
+def _cpu_seconds() -> float:
+    """Seconds that all CPUs together have not been idle since start-up; 0 where the system does not say."""
+    fields = _read("/proc/stat").split("\n", 1)[0].split()[1:9]
+    if len(fields) < 8:
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def commit() -> dict[str, object]:

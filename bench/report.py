@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# More CPUs in use than this while a run pauses between its parts: something else is using the machine.
+BUSY = 0.25
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
@@ -34,7 +37,8 @@ def print_table(result: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    # Away from a terminal (a log) rich assumes 80 columns, too few for these tables.
+    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(caption(result))
     targets = Table("measure", "target", "measured", "reached", "note", title="Targets")
     colours = {True: "green", False: "red", None: "yellow"}
@@ -93,7 +97,10 @@ def caption(result: Mapping[str, Any]) -> str:
         text += f" Peer: llama.cpp {peer['commit'][:12]} from {peer['version']}, Release, native."
     else:
         text += f" No peer: {result['peer_missing']}."
-    return text + f" Medians of {result['rounds']} interleaved rounds."
+    text += f" Medians of {result['rounds']} interleaved rounds."
+    if result["busy_cpus"] > BUSY:
+        text += f" Not a valid measurement: other programs used {result['busy_cpus']:.1f} CPUs."
+    return text
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -72,6 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "machine": machine.describe(),
         "peer": peer.describe() if peer else None,
         "peer_missing": missing,
+        "busy_cpus": 0.0,
         "rounds": bench.rounds,
         "threads": list(bench.threads),
         "quick": options.quick,
@@ -80,6 +81,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "errors": {},
     }
     for name in options.only or sections.SECTIONS:
+        busy = machine.busy_cpus()
+        result["busy_cpus"] = max(busy, result["busy_cpus"])
+        if busy > report.BUSY:
+            say(f"other programs are using {busy:.1f} CPUs: speeds will be low and unsteady")
         say(f"{name}:")
         started = time.perf_counter()
         try:

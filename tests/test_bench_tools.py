@@ -1,6 +1,7 @@
 """The tools under bench/: what they read, compute and write. No timing and no peer is needed here."""
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -186,6 +187,7 @@ def result():
         "peer": None,
         "peer_missing": "no network",
         "rounds": 5,
+        "busy_cpus": 0.02,
         "rows": [
             sections.row("decode", 1.2345, "x", ">= 1.2x", True),
             sections.row("memory", 71.0, "MB", "<= 60 MB", False, "peak"),
@@ -205,6 +207,11 @@ def test_markdown_has_every_row_and_its_origin():
     assert "| prefill | >= 1.8x | not measured | - |" in text
     assert "2050 (2000 to 2100) | 305.0 (300.0 to 310.0) | 91% |" in text
     assert "2025-01-31" in text and "0123456789ab" in text and "A CPU" in text and "no network" in text
+
+
+def test_a_busy_machine_is_told():
+    assert "Not a valid" not in report.caption(result())
+    assert "Not a valid measurement" in report.caption({**result(), "busy_cpus": 1.5})
 
 
 def test_render_replaces_only_what_is_between_the_markers():
@@ -237,6 +244,7 @@ def test_terminal_table_prints(capsys):
 
 def test_result_name_and_machine():
     assert machine.result_name("2025-01-31T10:00:00Z", "AMD EPYC (tm)") == "2025-01-31-amd-epyc-tm.json"
+    assert 0 <= machine.busy_cpus(0.05) <= 1.5 * (os.cpu_count() or 1)
     found = machine.describe()
     assert found["cpus"] >= 1 and found["cpu"]
     json.dumps(found)
