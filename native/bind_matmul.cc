@@ -157,8 +157,6 @@ void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values)
   self.arrays.push_back(nb::cast(values));
 }
 
-size_t wanted_threads = 0;  // 0: the default
-
 template <typename T>
 nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shape) {
   size_t count = 1;
@@ -185,7 +183,7 @@ nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_b
     ActivationBuffer buffer;
     const Activations a = buffer.prepare(x.shape(0), m.in_features, activation_bits / 8, x.data());
     const Product product = {&m, out, m.out_features};
-    team(wanted_threads).run([&](const Member& member) {
+    team()->run([&](const Member& member) {
       size_t first, last;
       member.share(a.tokens, &first, &last);
       quantize_rows(a, first, last);
@@ -203,7 +201,7 @@ nb::object bound_dequantize(const BoundMatrix& bound) {
   auto result = new_array<float>(&out, {m.out_features, m.in_features});
   {
     nb::gil_scoped_release release;
-    team(wanted_threads).run([&](const Member& member) {
+    team()->run([&](const Member& member) {
       size_t first, last;
       member.share(m.out_features, &first, &last);
       for (size_t row = first; row < last; ++row) dequantize_row(m, row, out + row * m.in_features);
@@ -223,8 +221,8 @@ double measure_bandwidth(size_t bytes, double seconds) {
   std::unique_ptr<uint8_t[]> buffer(new uint8_t[size]);
   double best = 0;
   std::atomic<uint64_t> sink{0};
-  Team& crew = team(wanted_threads);
-  crew.run([&](const Member& member) {
+  const std::shared_ptr<Team> crew = team();
+  crew->run([&](const Member& member) {
     size_t first, last;
     member.share(size / 4096, &first, &last);
     std::memset(buffer.get() + first * 4096, 1, (last - first) * 4096);
@@ -232,7 +230,7 @@ double measure_bandwidth(size_t bytes, double seconds) {
   const auto begin = std::chrono::steady_clock::now();
   do {
     const auto start = std::chrono::steady_clock::now();
-    crew.run([&](const Member& member) {
+    crew->run([&](const Member& member) {
       size_t first, last;
       member.share(size / 4096, &first, &last);
       sink += matmul_kernels().read_memory(buffer.get() + first * 4096, (last - first) * 4096);
@@ -249,12 +247,12 @@ double measure_int8_peak(double seconds) {
   constexpr size_t kRounds = 1 << 18;
   double best = 0;
   std::atomic<int64_t> sink{0};
-  Team& crew = team(wanted_threads);
+  const std::shared_ptr<Team> crew = team();
   const auto begin = std::chrono::steady_clock::now();
   do {
     const auto start = std::chrono::steady_clock::now();
-    crew.run([&](const Member&) { sink += kernels.dot_rounds(kRounds); });
-    const double work = static_cast<double>(kRounds * kernels.dots_per_round * crew.size());
+    crew->run([&](const Member&) { sink += kernels.dot_rounds(kRounds); });
+    const double work = static_cast<double>(kRounds * kernels.dots_per_round * crew->size());
     best = std::max(best, work / seconds_since(start));
   } while (seconds_since(begin) < seconds);
   return best;
@@ -274,14 +272,13 @@ void bind_matmul(nb::module_& m) {
       },
       "Instruction sets that this build and CPU support, best last.");
   m.def("default_threads", &default_threads, "CPUs that affinity and the cgroup quota leave to this process.");
-  m.def("threads", [] { return team(wanted_threads).size(); }, "Threads that a product uses.");
+  m.def("threads", [] { return team()->size(); }, "Threads that a product uses.");
   m.def(
       "set_threads",
       [](size_t n) {
         if (n > 1024) throw nb::value_error("set_threads: at most 1024 threads");
-        wanted_threads = n;
         nb::gil_scoped_release release;
-        team(n ? n : default_threads());
+        set_team_size(n);
       },
       nb::arg("threads"), "Use this many threads from now on; 0 means the default.");
 

@@ -144,13 +144,13 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
 
 size_t DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
                              const StepOutput& output) {
-  Team& crew = team();
+  const std::shared_ptr<Team> crew = team();
   output_ = output;
   bad_output_ = kAllFinite;
   first_output_ = 0;
   for (size_t begin = 0; begin < tokens.size(); begin += pass_tokens_) {
-    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + pass_tokens_), crew.size());
-    crew.run([this](const Member& member) { Walk(*this, member).run(); });
+    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + pass_tokens_), crew->size());
+    crew->run([this](const Member& member) { Walk(*this, member).run(); });
     first_output_ += wanted_.size();
   }
   return bad_output_;

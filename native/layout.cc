@@ -47,7 +47,7 @@ void unpack_plane(const uint8_t* packed, int shift, uint8_t* steps) {
 // Runs work(block) for every block, shared out over the team.
 template <typename Work>
 void for_blocks(size_t blocks, const Work& work) {
-  team().run([&](const Member& member) {
+  team()->run([&](const Member& member) {
     size_t begin, end;
     member.share(blocks, &begin, &end);
     for (size_t block = begin; block < end; ++block) work(block);

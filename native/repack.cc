@@ -237,7 +237,7 @@ template <class Type>
 void repack_all(const uint8_t* raw, size_t rows, size_t columns, const int64_t* order, uint8_t* codes,
                 void* scales, void* offsets) {
   using Scale = typename Type::Scale;
-  team().run([&](const Member& member) {
+  team()->run([&](const Member& member) {
     size_t begin, end;
     member.share(round_up(rows, kBlockRows) / kBlockRows, &begin, &end);
     for (size_t block = begin; block < end; ++block)
@@ -284,7 +284,7 @@ void transpose_block(size_t block, const Item* values, size_t rows, size_t colum
 
 template <typename Item>
 void transpose_all(const void* values, size_t rows, size_t columns, const int64_t* order, void* packed) {
-  team().run([&](const Member& member) {
+  team()->run([&](const Member& member) {
     size_t begin, end;
     member.share(round_up(rows, kBlockRows) / kBlockRows, &begin, &end);
     for (size_t block = begin; block < end; ++block)

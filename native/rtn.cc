@@ -83,7 +83,7 @@ RtnSums round_to_nearest(RtnJob& job) {
   const RtnTile tile = tile_kernel();
   const size_t blocks = round_up(job.rows, kBlockRows) / kBlockRows;
   std::atomic<size_t> next{0};
-  team().run([&](const Member&) {
+  team()->run([&](const Member&) {
     const size_t bytes = round_up(rtn_scratch_bytes(job), 64);
     std::unique_ptr<uint8_t, void (*)(void*)> scratch(static_cast<uint8_t*>(std::aligned_alloc(64, bytes)),
                                                       std::free);
@@ -102,7 +102,7 @@ RtnSums round_to_nearest(RtnJob& job) {
 uint32_t largest_magnitude_bits(const float* x, size_t n) {
   std::atomic<int32_t> largest{0};
   std::atomic<size_t> next{0};
-  team().run([&](const Member&) {
+  team()->run([&](const Member&) {
     int32_t mine = 0;
     for (size_t begin = next.fetch_add(kScanChunk); begin < n; begin = next.fetch_add(kScanChunk)) {
       const size_t end = std::min(n, begin + kScanChunk);

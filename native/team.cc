@@ -158,19 +158,43 @@ void Team::run(const std::function<void(const Member&)>& work) {
   arrive();
 }
 
-Team& team(size_t threads) {
-  static std::mutex mutex;
-  static Team* current = nullptr;
-  static pid_t owner = 0;
-  std::lock_guard<std::mutex> lock(mutex);
+namespace {
+
+struct Current {
+  std::mutex mutex;
+  std::shared_ptr<Team> team;
+  size_t wanted = 0;
+  pid_t owner = 0;
+};
+
+Current& current() {
+  static Current* const instance = new Current;  // never destroyed: threads may outlive static objects
+  return *instance;
+}
+
+}  // namespace
+
+std::shared_ptr<Team> team() {
+  Current& c = current();
+  const std::lock_guard<std::mutex> lock(c.mutex);
   const pid_t pid = getpid();
-  if (current && owner != pid) current = nullptr;  // threads do not survive fork(); the old object is left alone
-  if (!current || (threads && threads != current->size())) {
-    delete current;
-    current = new Team(threads ? threads : default_threads());
-    owner = pid;
+  if (c.team && c.owner != pid) {  // threads do not survive fork(), so the child leaves the old object alone
+    new std::shared_ptr<Team>(std::move(c.team));
+    c.team.reset();
   }
-  return *current;
+  if (!c.team) {
+    c.team = std::make_shared<Team>(c.wanted ? c.wanted : default_threads());
+    c.owner = pid;
+  }
+  return c.team;
+}
+
+void set_team_size(size_t threads) {
+  Current& c = current();
+  std::shared_ptr<Team> old;  // joined after the lock is released
+  const std::lock_guard<std::mutex> lock(c.mutex);
+  c.wanted = threads;
+  if (c.owner == getpid() && c.team && c.team->size() != (threads ? threads : default_threads())) old.swap(c.team);
 }
 
 }  // namespace lowbit

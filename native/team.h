@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -40,7 +41,6 @@ class Team {
 
   size_t size() const { return workers_.size() + 1; }
   // Runs `work` on every member and returns when all have finished. Calls from several threads queue up.
-  // A pool made before fork() is rebuilt on first use in the child.
   void run(const std::function<void(const Member&)>& work);
 
  private:
@@ -66,7 +66,10 @@ class Team {
 // Threads worth starting: the smaller of the CPUs this process may use (affinity) and its cgroup quota,
 // rounded down, at least 1. LOWBIT_THREADS overrides.
 size_t default_threads();
-// The process-wide team of `threads` members (0: default_threads()), made on first use.
-Team& team(size_t threads = 0);
+// The process-wide team, made on first use. Whoever holds the pointer may finish its work on this team even if
+// set_team_size() puts another in its place meanwhile.
+std::shared_ptr<Team> team();
+// How many members the team has from now on; 0: default_threads().
+void set_team_size(size_t threads);
 
 }  // namespace lowbit

@@ -96,9 +96,11 @@ LOWBIT_INLINE F32 load_number(Number type, const void* base, size_t index) {
       return from_bits(shift_left<23>(load_u8_i32(static_cast<const uint8_t*>(base) + index)));
     }
     case Number::e4m3: {
-      // Sign, exponent and mantissa moved to a float's fields give value * 2^-120, exactly (subnormals too).
+      // Exponent and mantissa moved to a float's fields give |value| * 2^-120, exactly (subnormals too).
       const I32 code = load_u8_i32(static_cast<const uint8_t*>(base) + index);
-      return mul(from_bits(shift_left<20>(code)), set1(0x1p120f));
+      const I32 magnitude = and_(code, set1_i32(127));
+      const F32 value = mul(from_bits(shift_left<20>(magnitude)), set1(0x1p120f));
+      return from_bits(add(bits(value), shift_left<24>(sub(code, magnitude))));  // 128 becomes the sign
     }
     default:
       return load_fp16(static_cast<const uint16_t*>(base) + index);
@@ -185,7 +187,15 @@ template <Map map>
 constexpr int kWeightLimbs = map == Map::table2 ? 2 : 1;
 
 // Calls f with 0, 1, .. n - 1 as compile-time constants: loops over arrays of accumulators have to vanish
-// before the compiler decides what lives in registers.
+// before the compiler decides what lives in registers. The scalar set has no such registers, and unrolling
+// it would take minutes to compile.
+#ifdef LOWBIT_ISA_scalar
+template <size_t n, typename F>
+inline void unroll(F f) {
+  for (size_t i = 0; i < n; ++i) f(i);
+}
+#define LOWBIT_UNROLLED
+#else
 template <typename F, size_t... i>
 LOWBIT_INLINE void unroll_over(std::index_sequence<i...>, F f) {
   (f(std::integral_constant<size_t, i>{}), ...);
@@ -195,5 +205,6 @@ LOWBIT_INLINE void unroll(F f) {
   unroll_over(std::make_index_sequence<n>{}, f);
 }
 #define LOWBIT_UNROLLED __attribute__((always_inline))
+#endif
 
 }  // namespace lowbit::LOWBIT_ISA

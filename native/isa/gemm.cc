@@ -26,9 +26,11 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
     f[c][0] = load(acc + c * kBlockRows);
     f[c][1] = load(acc + c * kBlockRows + kTileRows);
   });
+  // Where the last group ends: with in_features an odd multiple of 16, half a chunk before `padded`.
+  const size_t stop = t.groups * t.group_size;
   size_t group = 0, group_end = t.group_size, k = 0;
   do {
-    const size_t end = segment_end(k, group_end, padded);
+    const size_t end = segment_end(k, group_end, stop);
     I32 sum[columns][2][weight_limbs][limbs];
     SegmentScale s[columns];
     unroll<columns>([&](auto c) LOWBIT_UNROLLED {
@@ -73,7 +75,7 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
       group_end += t.group_size;
     }
     k = end;
-  } while (k < padded);
+  } while (k < stop);
   unroll<columns>([&](auto c) LOWBIT_UNROLLED {
     store(acc + c * kBlockRows, f[c][0]);
     store(acc + c * kBlockRows + kTileRows, f[c][1]);

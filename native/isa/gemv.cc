@@ -118,11 +118,16 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
   store(acc + kTileRows, f[1]);
 }
 
+// Tables with zero points or offsets are rare, and one-token products wait for memory anyway, so tables have
+// no separate kernel for plain terms.
 template <int bits, Map map, bool selected>
 CodeKernels kernels_of(bool plain, int limbs) {
-  const auto product = plain ? (limbs == 2 ? gemv<bits, map, selected, 2, true> : gemv<bits, map, selected, 1, true>)
-                             : (limbs == 2 ? gemv<bits, map, selected, 2, false> : gemv<bits, map, selected, 1, false>);
-  return {product, unpack<bits, map, selected>};
+  constexpr bool separate = map == Map::linear;
+  if (plain && separate)
+    return {limbs == 2 ? gemv<bits, map, selected, 2, separate> : gemv<bits, map, selected, 1, separate>,
+            unpack<bits, map, selected>};
+  return {limbs == 2 ? gemv<bits, map, selected, 2, false> : gemv<bits, map, selected, 1, false>,
+          unpack<bits, map, selected>};
 }
 
 template <int bits>

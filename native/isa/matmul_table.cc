@@ -22,9 +22,13 @@ void quantize_row(const float* x, size_t n, size_t padded, int limbs, int8_t* hi
   *sums++ = 0;
   for (size_t g = 0; g < padded; g += kActivationGroup) {
     const size_t end = g + kActivationGroup < padded ? g + kActivationGroup : padded;
-    F32 peak = zero_f32();
-    for (size_t i = g; i < end; i += 16) peak = max(peak, abs(load_tail(x, i, n)));
-    const float amax = reduce_max(peak);
+    F32 peak = zero_f32(), poison = zero_f32();  // max() drops a NaN, 0 * x keeps it
+    for (size_t i = g; i < end; i += 16) {
+      const F32 v = load_tail(x, i, n);
+      peak = max(peak, abs(v));
+      poison = fma(v, zero_f32(), poison);
+    }
+    const float amax = reduce_max(peak) + reduce_add(poison);
     *scales++ = amax / top;
     // A group of zeros, or one so small that the reciprocal overflows, becomes zeros.
     const F32 inverse = set1(amax > 1e-30f ? top / amax : 0.0f);

@@ -11,7 +11,8 @@
 //        load_fp16(p) load_bf16(p) store_fp16(p, v)  load_n(p, n): first n lanes, others 0; store_n(p, v, n)
 //        round_even(v)  floor(v)  abs(v)  to_i32(v) (of an integral value)  to_f32(i)
 //        bits(v) -> I32  from_bits(i) -> F32  select_gt(a, b, x, y) = a > b ? x : y
-//   I32: load_i32(p) store_i32(p, v) set1_i32(x) zero_i32() add sub mul shift_left<n>(v)
+//        min and max give the second operand on ties and NaN
+//   I32: load_i32(p) store_i32(p, v) set1_i32(x) zero_i32() add sub mul and_ shift_left<n>(v)
 //        load_u8_i32(p): 16 bytes widened; store_i8(p, v): low bytes
 //        scale_exponent(v): bits of the float 2^v, v in [-126, 127]
 //   U8:  load_u8(p) store_u8(p, v) set1_u8(x) and_ or_   shift_right<n>(v) shift_left<n>(v): within each byte

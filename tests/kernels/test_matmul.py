@@ -19,7 +19,16 @@ from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_codes
 from lowbit.packed.layout import pack_groups, pack_values
 from lowbit.quantize import round_to_nearest
 
-SHAPES = [(64, 128, 32), (33, 64, 64), (40, 96, 0), (100, 160, 16), (31, 192, 96), (1, 100, 0), (65, 48, 48)]
+SHAPES = [
+    (64, 128, 32),
+    (33, 64, 64),
+    (40, 96, 0),
+    (100, 160, 16),
+    (31, 192, 96),
+    (1, 100, 0),
+    (65, 48, 48),
+    (33, 48, 16),
+]
 BATCHES = [1, 2, 3, 7, 13, 100]
 
 
@@ -52,7 +61,9 @@ def code_matrix(rng, bits, kind, shape, scale_type="fp16"):
     if scale_type == "e8m0":
         scales = rng.integers(120, 134, (out_features, groups)).astype(np.uint8)
     elif scale_type == "e4m3":
-        scales = rng.integers(0, 0x7F, (out_features, groups)).astype(np.uint8)
+        scales = (
+            rng.integers(0, 0x7F, (out_features, groups)) | rng.choice([0, 0x80], (out_features, groups))
+        ).astype(np.uint8)
     else:
         scales = rng.uniform(0.5, 2, (out_features, groups)).astype(
             {"fp16": np.float16, "fp32": np.float32}[scale_type]
@@ -217,6 +228,15 @@ def test_the_test_sees_a_flipped_code_and_zeros(rng):
     term.codes.reshape(-1)[1000] ^= 1
     assert (np.abs(matmul(x, PackedMatrix(64, 128, (term,))) - expected) > tolerance).any()
     assert (np.abs(expected) > tolerance).any()
+
+
+def test_a_nan_is_not_lost(rng):
+    """`matmul` refuses NaN; inside the decoder it must come out as NaN, not as a silent zero."""
+    matrix = code_matrix(rng, 4, "symmetric", (64, 128, 32))
+    x = inputs(matrix, 2)
+    x[1, 5] = np.nan
+    found = _native.matmul(x, matrix.native())
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
 def test_bad_arguments_are_named(rng):
