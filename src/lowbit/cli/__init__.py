@@ -26,7 +26,7 @@ VERBS = {
 WELCOME = """\
 lowbit runs language models in few bits.
 
-  lowbit run smollm2-135m "Why is the sky blue?"            ask (fetches the model once)
+  lowbit run smollm2-135m "What is a language model?"       ask (fetches the model once)
   lowbit quantize smollm2-135m int4-g32 -o smol-int4        make it smaller
   lowbit chat smol-int4                                     talk
 

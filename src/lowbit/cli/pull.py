@@ -22,7 +22,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     sys.stdout.write(f"{result['path']}  ({output.megabytes(result['size_bytes'])})\n")
     if sys.stderr.isatty():
-        output.note(f'try it: lowbit run {args.model} "Why is the sky blue?"')
+        output.note(f'try it: lowbit run {args.model} "What is a language model?"')
 
 
 def fetch(model: str) -> Path:

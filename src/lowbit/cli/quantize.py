@@ -80,7 +80,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         f"in {result['seconds']:.1f} s\n"
     )
     if sys.stderr.isatty():
-        output.note(f"talk to it: lowbit run {result['output']} 'Why is the sky blue?'")
+        output.note(f"talk to it: lowbit run {result['output']} 'What is a language model?'")
 
 
 def _layers(options_given: list[str]) -> dict[str, str] | None:
