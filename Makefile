@@ -20,7 +20,7 @@ $(VENV)/.base:
 	$(BIN)/python -m pip install -q "scikit-build-core>=0.10" "nanobind>=2.4" ninja "cmake>=3.18" numpy
 	@touch $@
 
-# The editable install builds the native code in place; cmake decides what is out of date.
+# The editable install keeps its build folder, so only what changed is compiled again.
 build: $(VENV)/.base
 	CMAKE_BUILD_PARALLEL_LEVEL=$${JOBS:-$$(nproc)} $(BIN)/python -m pip install -q --no-build-isolation -e .
 

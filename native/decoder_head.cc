@@ -40,14 +40,14 @@ void Walk::head_group(size_t first, size_t count) {
     kernels_.add(x, w_.projected_.get() + row * n, bias.empty() ? nullptr : bias.data(), n);
     kernels_.rms_norm(x, decoder_.final_norm().data(), n, spec_.norm_eps, lane_.normed.get() + i * n);
   }
-  quantize_rows(lane_.hidden, begin, end);
+  quantize_rows(lane_.head, begin, end);
   sync();
   const StepOutput& output = w_.output_;
   const bool kept =
       output.kind == StepOutput::Kind::last_logits || output.kind == StepOutput::Kind::all_logits;
   float* logits = kept ? output.logits + (w_.first_output_ + first) * vocab : w_.logits_.get();
   const Product product = {&decoder_.head(), logits, vocab};
-  Activations present = lane_.hidden;
+  Activations present = lane_.head;
   present.tokens = count;
   matmul(member_, &product, 1, present, w_.matmul_scratch_[member_.id]);
   barrier();

@@ -250,6 +250,7 @@ void DecoderWorkspace::lay_out(size_t members) {
     float* normed = lane.normed.grow(n * std::max(spec_.hidden_size, q));
     float* inner = redundant_ ? lane.activated.grow(n * spec_.intermediate_size) : gate;
     lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);
+    lane.head = lane.head_memory.prepare(std::min(n, kHeadRows), spec_.hidden_size, kHeadLimbs, normed);
     lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended);
     lane.inner = lane.inner_memory.prepare(n, spec_.intermediate_size, limbs, inner);
   }

@@ -45,8 +45,8 @@ struct Lane {
   FloatBuffer normed;     // [tokens][max(hidden, q_size)]
   FloatBuffer activated;  // [tokens][intermediate], few tokens only: many overwrite `gate`
   FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
-  ActivationBuffer hidden_memory, attention_memory, inner_memory;
-  Activations hidden, attention, inner;
+  ActivationBuffer hidden_memory, attention_memory, inner_memory, head_memory;
+  Activations hidden, attention, inner, head;
 };
 
 // Tokens of one sequence within a pass.
@@ -164,5 +164,8 @@ class Walk {
 };
 
 constexpr size_t kHeadRows = 64;  // rows whose logits are held at a time
+// The head reads 16-bit activations whatever the layers do: a third of the error of int8 activations came from
+// here, and with one token the product waits for memory either way.
+constexpr int kHeadLimbs = 2;
 
 }  // namespace lowbit
