@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         except (process.CommandError, llama_cpp.PeerError) as error:
             say(f"  failed: {error}")
             result["errors"][name] = str(error)
-            rows, data = [sections.row(name, None, "", "-", False, f"failed: {error}"[:200])], None
+            rows, data = [sections.row(name, None, "", "-", False, f"failed: {error}")], None
         result["rows"] += rows
         result["sections"][name] = data
         say(f"  {time.perf_counter() - started:.0f} s")

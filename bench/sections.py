@@ -192,9 +192,8 @@ def memory_section(bench: Bench) -> tuple[list[Row], Any]:
         config = checkpoint.config
         sizes = {key: getattr(config, key) for key in ("n_layers", "n_kv_heads", "head_dim")}
     prompt = bench.text.read_text(encoding="utf-8")[:2000]
-    told = process.lowbit_json("run", path, "--raw", "-p", prompt, "--max-tokens", "128")
+    told, peak = process.peak_rss("run", path, "--raw", "-p", prompt, "--max-tokens", "128")
     tokens = told["prompt_tokens"] + told["generated_tokens"]
-    peak = told["process_peak_rss_bytes"]
     weights, kv = models.weight_bytes(path), models.kv_bytes(sizes, tokens)
     beyond = peak - weights - kv
     data = {"peak_rss_bytes": peak, "weight_bytes": weights, "kv_bytes": kv, "tokens": tokens}

@@ -105,7 +105,13 @@ def test_watch_measures_a_process():
     finished = process.watch([sys.executable, "-c", code])
     assert finished.stdout == "ab\n"
     assert finished.first_byte_seconds < finished.seconds - 0.15
-    assert 2**20 < finished.peak_rss_bytes < 2**30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_the_process_s_own_not_its_parent_s():
+    held = np.ones(2**25)  # 256 MiB here must not show there
+    told, peak = process.peak_rss("formats")
+    assert told and 2**22 < peak < held.nbytes
 
 
 def test_watch_of_a_silent_and_of_a_failing_process():
