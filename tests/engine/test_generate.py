@@ -144,5 +144,5 @@ def test_logits_that_are_not_finite_are_a_clear_error(scripted):
         raise RuntimeError("Decoder.sample: logits are not finite")
 
     model.decoder.sample = overflow
-    with pytest.raises(UnsupportedError, match="not finite.*int16"):
+    with pytest.raises(UnsupportedError, match=r"not finite.*int16"):
         model.generate("x")
