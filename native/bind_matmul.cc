@@ -97,10 +97,10 @@ void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, f
   // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
 }
 
-void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type, AnyArray scales,
-                   size_t group_size, FloatArray levels, float tensor_scale, std::optional<AnyArray> zero_points,
-                   const std::string& offset_type, std::optional<AnyArray> offsets,
-                   std::optional<AnyArray> selectors) {
+void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type,
+                   AnyArray scales, size_t group_size, FloatArray levels, float tensor_scale,
+                   std::optional<AnyArray> zero_points, const std::string& offset_type,
+                   std::optional<AnyArray> offsets, std::optional<AnyArray> selectors) {
   Matrix& m = self.matrix;
   if (bits < 1 || bits > 8)
     throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
@@ -110,8 +110,8 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
   if (group_size != 0 && (group_size % kSumStride != 0 || m.in_features % group_size != 0) &&
       group_size < m.in_features)
     throw nb::value_error(("Matrix: group_size=" + std::to_string(group_size) +
-                           " must be a multiple of 16 that divides in_features=" + std::to_string(m.in_features) +
-                           ", or 0 for the whole row")
+                           " must be a multiple of 16 that divides in_features=" +
+                           std::to_string(m.in_features) + ", or 0 for the whole row")
                               .c_str());
   const bool row = group_size == 0 || group_size >= m.in_features;
   t.group_size = row ? padded : group_size;
@@ -127,7 +127,8 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
   const size_t tables = levels.shape(0), entries = levels.shape(1);
   if (tables < 1 || tables > 4 || entries < 2 || entries > (size_t{1} << bits))
     throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
-                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(1 << bits) + "]")
+                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(1 << bits) +
+                           "]")
                               .c_str());
   if (selectors) {
     if (bits > 4) throw nb::value_error("Matrix: several tables need codes of at most 4 bits");
@@ -142,8 +143,8 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
   }
   set_levels(t, levels.data(), tables, entries, tensor_scale);
   m.codes.push_back(t);
-  for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points, offsets,
-                            selectors})
+  for (const auto& array :
+       {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points, offsets, selectors})
     if (array) self.arrays.push_back(nb::cast(*array));
 }
 
@@ -152,7 +153,8 @@ void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values)
   const Number number = number_named(type);
   if (number != Number::fp32 && number != Number::fp16 && number != Number::bf16)
     throw nb::value_error("Matrix: a float term is fp32, fp16 or bf16");
-  const void* data = checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
+  const void* data =
+      checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
   m.floats.push_back({number, data});
   self.arrays.push_back(nb::cast(values));
 }
@@ -172,8 +174,8 @@ nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_b
     throw nb::value_error(
         ("matmul: activation_bits=" + std::to_string(activation_bits) + ", must be 8 or 16").c_str());
   if (x.shape(1) != m.in_features)
-    throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) + " columns, the matrix in_features=" +
-                           std::to_string(m.in_features))
+    throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) +
+                           " columns, the matrix in_features=" + std::to_string(m.in_features))
                               .c_str());
   if (m.codes.empty() && m.floats.empty()) throw nb::value_error("matmul: the matrix has no terms");
   float* out;
@@ -271,7 +273,8 @@ void bind_matmul(nb::module_& m) {
         return std::vector<std::string>(names, names + count);
       },
       "Instruction sets that this build and CPU support, best last.");
-  m.def("default_threads", &default_threads, "CPUs that affinity and the cgroup quota leave to this process.");
+  m.def("default_threads", &default_threads,
+        "CPUs that affinity and the cgroup quota leave to this process.");
   m.def("threads", [] { return team()->size(); }, "Threads that a product uses.");
   m.def(
       "set_threads",
@@ -298,13 +301,12 @@ void bind_matmul(nb::module_& m) {
           nb::arg("out_features"), nb::arg("in_features"))
       .def("add_code_term", &add_code_term, nb::arg("bits"), nb::arg("codes"), nb::arg("scale_type"),
            nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
-           nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16", nb::arg("offsets") = nb::none(),
-           nb::arg("selectors") = nb::none())
+           nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
+           nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none())
       .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"))
-      .def_prop_ro("shape",
-                   [](const BoundMatrix& b) {
-                     return nb::make_tuple(b.matrix.out_features, b.matrix.in_features);
-                   })
+      .def_prop_ro(
+          "shape",
+          [](const BoundMatrix& b) { return nb::make_tuple(b.matrix.out_features, b.matrix.in_features); })
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
 
   m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,

@@ -164,8 +164,8 @@ class Walk {
 };
 
 constexpr size_t kHeadRows = 64;  // rows whose logits are held at a time
-// The head reads 16-bit activations whatever the layers do: a third of the error of int8 activations came from
-// here, and with one token the product waits for memory either way.
+// The head reads 16-bit activations whatever the layers do: a third of the error of int8 activations came
+// from here, and with one token the product waits for memory either way.
 constexpr int kHeadLimbs = 2;
 
 }  // namespace lowbit

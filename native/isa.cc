@@ -19,7 +19,8 @@ bool cpu_has(Isa isa) {
       return true;
     case Isa::avx2:
 #ifdef LOWBIT_HAVE_avx2
-      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+             __builtin_cpu_supports("f16c");
 #else
       return false;
 #endif
@@ -71,8 +72,8 @@ Choice choose() {
     }
     available += available.empty() ? isa_name(isa) : std::string(", ") + isa_name(isa);
   }
-  choice.error =
-      std::string("LOWBIT_ISA=") + wanted + ": this CPU and build support " + available + "; set one of these or unset it";
+  choice.error = std::string("LOWBIT_ISA=") + wanted + ": this CPU and build support " + available +
+                 "; set one of these or unset it";
   return choice;
 }
 

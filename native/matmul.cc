@@ -16,12 +16,19 @@ uint8_t* align(uint8_t* p) {
   return reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<uintptr_t>(p), kAlign));
 }
 
-// Writes accumulators [tokens][32] of a block to out, leaving padded rows out.
+// Writes accumulators [tokens][32] of a block to out, leaving padded rows out. A copy of constant size is a
+// few vector moves; one of variable size costs more than the block's last segment.
 void store_block(const Product& p, size_t block, size_t first, size_t count, const float* acc) {
   const size_t row = block * kBlockRows;
   const size_t rows = std::min(kBlockRows, p.matrix->out_features - row);
+  float* out = p.out + first * p.stride + row;
+  if (rows == kBlockRows) {
+    for (size_t c = 0; c < count; ++c)
+      std::memcpy(out + c * p.stride, acc + c * kBlockRows, kBlockRows * sizeof(float));
+    return;
+  }
   for (size_t c = 0; c < count; ++c)
-    std::memcpy(p.out + (first + c) * p.stride + row, acc + c * kBlockRows, rows * sizeof(float));
+    std::memcpy(out + c * p.stride, acc + c * kBlockRows, rows * sizeof(float));
 }
 
 // Tokens that one unpacked block meets before its sums are written out: 96 * 32 floats are 12 KB.
@@ -127,7 +134,8 @@ void matmul(const Member& member, const Product* products, size_t count, const A
       for (; block + kernels.float_blocks <= stop; block += kernels.float_blocks) {
         std::memset(acc, 0, sizeof acc);
         kernels.float_product(p.matrix->floats[0], block, kernels.float_blocks, a, 0, 1, acc);
-        for (size_t b = 0; b < kernels.float_blocks; ++b) store_block(p, block + b, 0, 1, acc + b * kBlockRows);
+        for (size_t b = 0; b < kernels.float_blocks; ++b)
+          store_block(p, block + b, 0, 1, acc + b * kBlockRows);
       }
     }
     for (; block < stop; ++block) block_product(p, block, a, scratch);
@@ -150,8 +158,8 @@ float number_at(Number type, const void* base, size_t index) {
     case Number::e4m3: {
       const int code = static_cast<const uint8_t*>(base)[index];
       const int exponent = code >> 3 & 15, mantissa = code & 7;
-      const float magnitude =
-          exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp(static_cast<float>(mantissa), -9);
+      const float magnitude = exponent ? std::ldexp(8.0f + mantissa, exponent - 10)
+                                       : std::ldexp(static_cast<float>(mantissa), -9);
       return code & 128 ? -magnitude : magnitude;
     }
     default: {
@@ -193,7 +201,8 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
       for (size_t width = 8; width; width /= 2) {
         if (!(bits & width)) continue;
         const size_t per_vector = 8 / width;
-        code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1)) << position;
+        code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1))
+                << position;
         position += width;
         p += 64 * width;
       }

@@ -14,10 +14,10 @@ namespace lowbit {
 
 constexpr size_t kTileRows = 16;
 constexpr size_t kBlockRows = 32;
-constexpr size_t kChunk = 32;             // inputs of one chunk
-constexpr size_t kSumStride = 16;         // inputs between two prefix sums of the activations
-constexpr size_t kActivationGroup = 64;   // activations that share one scale
-constexpr int kLimbBase = 128;            // a two-limb number is 128 * high + low, low in [-64, 63]
+constexpr size_t kChunk = 32;              // inputs of one chunk
+constexpr size_t kSumStride = 16;          // inputs between two prefix sums of the activations
+constexpr size_t kActivationGroup = 64;    // activations that share one scale
+constexpr int kLimbBase = 128;             // a two-limb number is 128 * high + low, low in [-64, 63]
 constexpr int kLimbMax = 127 * kLimbBase;  // 16256, the largest two-limb magnitude
 
 inline size_t round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
@@ -36,19 +36,19 @@ enum class Map : uint8_t {
 };
 
 struct CodeTerm {
-  int bits;               // width of a stored code, 1..8
-  const uint8_t* codes;   // [blocks][chunks][2][64 * bits]
-  size_t group_size;      // inputs per scale: a multiple of 16, or the padded row
-  size_t groups;          // scales per row
+  int bits;              // width of a stored code, 1..8
+  const uint8_t* codes;  // [blocks][chunks][2][64 * bits]
+  size_t group_size;     // inputs per scale: a multiple of 16, or the padded row
+  size_t groups;         // scales per row
   Number scale_type;
-  const void* scales;     // [blocks][groups][32]
+  const void* scales;          // [blocks][groups][32]
   const uint8_t* zero_points;  // [blocks][groups][32] in code units, or null
   Number offset_type;
-  const void* offsets;    // [blocks][groups][32], added to scale * level, or null
+  const void* offsets;       // [blocks][groups][32], added to scale * level, or null
   const uint8_t* selectors;  // [blocks][groups][32], which of the tables, or null
-  float unit;             // value of integer level 1, times the tensor's scale
+  float unit;                // value of integer level 1, times the tensor's scale
   Map map;
-  int32_t step, base;     // map == linear
+  int32_t step, base;  // map == linear
   // Tables of (level + 128): the unsigned operand of the dot product. 256 entries, or 4 x 16 with selectors.
   alignas(64) uint8_t high[256];
   alignas(64) uint8_t low[256];  // map == table2 only: 128 * high + low
@@ -73,9 +73,9 @@ struct Matrix {
 struct Activations {
   size_t tokens = 0;
   size_t in_features = 0;
-  size_t padded = 0;   // in_features rounded up to a chunk
-  int limbs = 1;       // 1: int8; 2: 128 * high + low
-  size_t groups = 0;   // activation groups per token
+  size_t padded = 0;              // in_features rounded up to a chunk
+  int limbs = 1;                  // 1: int8; 2: 128 * high + low
+  size_t groups = 0;              // activation groups per token
   const float* values = nullptr;  // [tokens][in_features], the float input
   int8_t* high = nullptr;         // [tokens][padded]
   int8_t* low = nullptr;          // [tokens][padded], limbs == 2 only

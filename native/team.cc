@@ -194,7 +194,8 @@ void set_team_size(size_t threads) {
   std::shared_ptr<Team> old;  // joined after the lock is released
   const std::lock_guard<std::mutex> lock(c.mutex);
   c.wanted = threads;
-  if (c.owner == getpid() && c.team && c.team->size() != (threads ? threads : default_threads())) old.swap(c.team);
+  if (c.owner == getpid() && c.team && c.team->size() != (threads ? threads : default_threads()))
+    old.swap(c.team);
 }
 
 }  // namespace lowbit

@@ -66,8 +66,8 @@ class Team {
 // Threads worth starting: the smaller of the CPUs this process may use (affinity) and its cgroup quota,
 // rounded down, at least 1. LOWBIT_THREADS overrides.
 size_t default_threads();
-// The process-wide team, made on first use. Whoever holds the pointer may finish its work on this team even if
-// set_team_size() puts another in its place meanwhile.
+// The process-wide team, made on first use. Whoever holds the pointer may finish its work on this team even
+// if set_team_size() puts another in its place meanwhile.
 std::shared_ptr<Team> team();
 // How many members the team has from now on; 0: default_threads().
 void set_team_size(size_t threads);

@@ -117,8 +117,8 @@ LOWBIT_INLINE size_t segment_end(size_t k, size_t group_end, size_t padded) {
 
 // What a segment's integer sums are scaled by, per token.
 struct SegmentScale {
-  int32_t sum;        // of the segment's integer activations
-  float activation;   // their scale
+  int32_t sum;       // of the segment's integer activations
+  float activation;  // their scale
 };
 
 LOWBIT_INLINE SegmentScale segment_scale(const Activations& a, size_t token, size_t k, size_t end) {
@@ -161,12 +161,11 @@ LOWBIT_INLINE I32 start(int32_t base, const SegmentScale& s) {
 // [activation limb] are a segment's sums. The integer parts stay within int32: 255 * 16256 * 64 < 2^29.
 // Summing the limbs of activations: the low limb's sum starts at start(), the high one's at zero.
 template <Map map, bool plain, int weight_limbs, int limbs>
-LOWBIT_INLINE F32 add_scaled(F32 f, const I32 (&dot)[weight_limbs][limbs], const CodeTerm& t, const TileScale& w,
-                             const SegmentScale& s) {
+LOWBIT_INLINE F32 add_scaled(F32 f, const I32 (&dot)[weight_limbs][limbs], const CodeTerm& t,
+                             const TileScale& w, const SegmentScale& s) {
   I32 sum = dot[0][0];
   if constexpr (limbs == 2) sum = add(shift_left<7>(sum), dot[0][1]);
-  if constexpr (map == Map::linear && !plain)
-    sum = add(mul(sum, set1_i32(t.step)), set1_i32(t.base * s.sum));
+  if constexpr (map == Map::linear && !plain) sum = add(mul(sum, set1_i32(t.step)), set1_i32(t.base * s.sum));
   F32 total = to_f32(sum);
   if constexpr (weight_limbs == 2) {
     I32 lower = dot[1][0];

@@ -15,8 +15,8 @@ LOWBIT_INLINE F32 load_tail(const float* x, size_t i, size_t n) {
   return i < n ? load_n(x + i, n - i) : zero_f32();
 }
 
-void quantize_row(const float* x, size_t n, size_t padded, int limbs, int8_t* high, int8_t* low, float* scales,
-                  int32_t* sums) {
+void quantize_row(const float* x, size_t n, size_t padded, int limbs, int8_t* high, int8_t* low,
+                  float* scales, int32_t* sums) {
   const float top = limbs == 2 ? static_cast<float>(kLimbMax) : 127.0f;
   int32_t sum = 0;
   *sums++ = 0;
@@ -57,8 +57,8 @@ void unpack_any(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) 
 
 // One running sum per output over all inputs in order: the same order for one token and for many.
 template <size_t blocks, size_t columns, Number type>
-LOWBIT_INLINE void float_tile(const FloatTerm& t, size_t block, const Activations& a, size_t first, float* acc,
-                              size_t block_stride) {
+LOWBIT_INLINE void float_tile(const FloatTerm& t, size_t block, const Activations& a, size_t first,
+                              float* acc, size_t block_stride) {
   const size_t n = a.in_features;
   const float* x = a.values + first * n;
   F32 f[blocks][columns][2];
@@ -91,7 +91,8 @@ void float_typed(const FloatTerm& t, size_t block, size_t blocks, const Activati
   if (count == 1 && blocks == 4) return float_tile<4, 1, type>(t, block, a, first, acc, stride);
   for (size_t b = 0; b < blocks; ++b, acc += stride) {
     size_t c = 0;
-    for (; c + wide <= count; c += wide) float_tile<1, wide, type>(t, block + b, a, first + c, acc + c * kBlockRows, 0);
+    for (; c + wide <= count; c += wide)
+      float_tile<1, wide, type>(t, block + b, a, first + c, acc + c * kBlockRows, 0);
     for (; c < count; ++c) float_tile<1, 1, type>(t, block + b, a, first + c, acc + c * kBlockRows, 0);
   }
 }
