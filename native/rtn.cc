@@ -74,7 +74,7 @@ constexpr size_t kScanChunk = 1 << 16;
 
 size_t rtn_scratch_bytes(const RtnJob& job) {
   const size_t padded = round_up(job.columns, kChunk);
-  return kTileRows * sizeof(float) * job.group_size + kTileRows * padded + 64;
+  return 2 * kTileRows * sizeof(float) * job.group_size + kTileRows * padded;
 }
 
 RtnSums round_to_nearest(RtnJob& job) {

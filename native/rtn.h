@@ -37,7 +37,7 @@ struct RtnJob {
   float divisor;              // the scale of the tensor
   int bits;
   Number scale_type;               // fp16, fp32, e8m0, e4m3
-  bool mse;                        // false: the min-max scale
+  bool mse;                        // least squares; false: the min-max scale
   bool affine;                     // asymmetric integers; tables[0] has lower_normal, lower_cover and count
   bool mean_start;                 // the min-max scale is the mean magnitude
   std::vector<LevelTable> tables;  // 1, or up to 4 with selectors

@@ -13,6 +13,7 @@ namespace lowbit::LOWBIT_ISA {
 namespace {
 
 constexpr int kRefinements = 3;
+constexpr float kFlat = 0.75f;  // share of an error that counts alike for all weights
 constexpr float kUpper = 1.25f;
 constexpr float kTiny = 0x1p-100f;      // smaller fp32 scales count as 0
 constexpr float kSmallest = 0x1p-120f;  // the reciprocal of a smaller number counts as 0
@@ -85,27 +86,38 @@ struct Sums {
   F32 error, wq, qq;
 };
 
-// Sums over a group at 1 / inv = scale in units of the step.
+struct Group {
+  const float* w;           // [n][16]
+  const float* importance;  // [n][16], how much the error of a weight counts
+  size_t n;
+  F32 high, low, rms, mean;  // largest and smallest (or 0), root mean square, mean magnitude
+};
+
+// Sums over a group; inv = 1 / (scale * step), q the nearest levels in units of the step, each product
+// times the importance g: <gw, q> and <gq, q>.
 template <typename Levels>
-LOWBIT_INLINE Sums correlate(const float* w, size_t n, F32 inv, const Levels& levels) {
+LOWBIT_INLINE Sums correlate(const Group& group, F32 inv, const Levels& levels) {
   Sums s = {zero_f32(), zero_f32(), zero_f32()};
-  for (size_t i = 0; i < n; ++i) {
-    const F32 v = load(w + 16 * i), q = levels.value(mul(v, inv));
-    s.wq = add(s.wq, mul(v, q));
-    s.qq = add(s.qq, mul(q, q));
+  for (size_t i = 0; i < group.n; ++i) {
+    const F32 v = load(group.w + 16 * i), g = load(group.importance + 16 * i);
+    const F32 q = levels.value(mul(v, inv));
+    s.wq = add(s.wq, mul(mul(g, v), q));
+    s.qq = add(s.qq, mul(mul(g, q), q));
   }
   return s;
 }
 
+// The same at unit = scale * step, with the error.
 template <typename Levels>
-LOWBIT_INLINE Sums evaluate(const float* w, size_t n, F32 unit, const Levels& levels) {
+LOWBIT_INLINE Sums evaluate(const Group& group, F32 unit, const Levels& levels) {
   Sums s = {zero_f32(), zero_f32(), zero_f32()};
   const F32 inv = inverse(unit);
-  for (size_t i = 0; i < n; ++i) {
-    const F32 v = load(w + 16 * i), q = levels.value(mul(v, inv)), rest = sub(v, mul(unit, q));
-    s.error = add(s.error, mul(rest, rest));
-    s.wq = add(s.wq, mul(v, q));
-    s.qq = add(s.qq, mul(q, q));
+  for (size_t i = 0; i < group.n; ++i) {
+    const F32 v = load(group.w + 16 * i), g = load(group.importance + 16 * i);
+    const F32 q = levels.value(mul(v, inv)), rest = sub(v, mul(unit, q));
+    s.error = add(s.error, mul(g, mul(rest, rest)));
+    s.wq = add(s.wq, mul(mul(g, v), q));
+    s.qq = add(s.qq, mul(mul(g, q), q));
   }
   return s;
 }
@@ -163,14 +175,8 @@ struct Best {
   F32 scale, zero, error;
 };
 
-struct Group {
-  const float* w;  // [n][16]
-  size_t n;
-  F32 high, low, rms, mean;  // largest and smallest (or 0), root mean square, mean magnitude
-};
-
-Group describe(const float* w, size_t n) {
-  Group g = {w, n, zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+Group describe(const float* w, float* importance, size_t n, bool weigh) {
+  Group g = {w, importance, n, zero_f32(), zero_f32(), zero_f32(), zero_f32()};
   F32 squares = zero_f32(), magnitudes = zero_f32();
   for (size_t i = 0; i < n; ++i) {
     const F32 v = load(w + 16 * i);
@@ -180,8 +186,14 @@ Group describe(const float* w, size_t n) {
     magnitudes = add(magnitudes, abs(v));
   }
   const F32 share = set1(static_cast<float>(1.0 / static_cast<double>(n)));
-  g.rms = sqrt(mul(squares, share));
+  const F32 mean_square = mul(squares, share);
+  g.rms = sqrt(mean_square);
   g.mean = mul(magnitudes, share);
+  const F32 part = mul(inverse(mean_square), set1(1.0f - kFlat));
+  for (size_t i = 0; i < n; ++i) {
+    const F32 v = load(w + 16 * i);
+    store(importance + 16 * i, weigh ? add(mul(mul(v, v), part), set1(kFlat)) : set1(1.0f));
+  }
   return g;
 }
 
@@ -218,7 +230,7 @@ template <typename Levels>
 F32 keep_better(const RtnJob& job, const Group& g, const Levels& levels, float step, F32 candidate, F32 zero,
                 Best* best) {
   const F32 stored = round_scale(candidate, job.scale_type);
-  const Sums s = evaluate(g.w, g.n, mul(stored, set1(step)), levels);
+  const Sums s = evaluate(g, mul(stored, set1(step)), levels);
   best->scale = select_gt(best->error, s.error, stored, best->scale);
   best->zero = select_gt(best->error, s.error, zero, best->zero);
   best->error = select_gt(best->error, s.error, s.error, best->error);
@@ -236,7 +248,7 @@ template <typename Levels>
 Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
   const Levels levels(t);
   Best best = {starting_scale(job, t, g), zero_f32(), zero_f32()};
-  best.error = evaluate(g.w, g.n, mul(best.scale, set1(t.step)), levels).error;
+  best.error = evaluate(g, mul(best.scale, set1(t.step)), levels).error;
   if (!job.mse) return best;
   const bool fine = is_fine(job.scale_type);
   const F32 minus = set1(-1.0f);
@@ -249,7 +261,7 @@ Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
     for (int k = 0; k <= 1 << t.roots; ++k) {
       const F32 signed_scale = sign ? mul(scale, minus) : scale;
       if (fine) {
-        const Sums s = correlate(g.w, g.n, inverse(mul(signed_scale, set1(t.step))), levels);
+        const Sums s = correlate(g, inverse(mul(signed_scale, set1(t.step))), levels);
         F32 fitted;
         const F32 gain = gain_of(s, !t.both_signs, &fitted);
         refit = select_gt(gain, most, mul(fitted, set1(1.0f / t.step)), refit);
@@ -273,7 +285,7 @@ Best search_affine(const RtnJob& job, const LevelTable& t, const Group& g) {
   Best best = {round_scale(cover, job.scale_type), zero_f32(), zero_f32()};
   const F32 below = sub(zero_f32(), g.low);
   best.zero = clamp(round_even(mul(below, inverse(best.scale))), zero_f32(), top);
-  best.error = evaluate(g.w, g.n, best.scale, Affine{best.zero, top}).error;
+  best.error = evaluate(g, best.scale, Affine{best.zero, top}).error;
   if (!job.mse) return best;
   const bool fine = is_fine(job.scale_type);
   const F32 middle = mul(add(g.high, g.low), set1(0.5f));
@@ -286,7 +298,7 @@ Best search_affine(const RtnJob& job, const LevelTable& t, const Group& g) {
       const Affine levels = {zero, top};
       if (fine) {
         F32 fitted;
-        const F32 gain = gain_of(correlate(g.w, g.n, inverse(scale), levels), true, &fitted);
+        const F32 gain = gain_of(correlate(g, inverse(scale), levels), true, &fitted);
         refit = select_gt(gain, most, fitted, refit);
         refit_zero = select_gt(gain, most, zero, refit_zero);
         most = select_gt(gain, most, gain, most);
@@ -309,21 +321,23 @@ Best search(const RtnJob& job, const LevelTable& t, const Group& g) {
   return search_table<Lookup>(job, t, g);
 }
 
-// words[n / 4 rounded up][16]: the codes of four inputs in the four bytes of each lane.
+// words[n / 4 rounded up][16]: the codes of four inputs in the four bytes of each lane. Returns the plain
+// squared error. Lanes whose group chose another table contribute zero to both.
 template <typename Levels>
-void write_codes(const Group& g, F32 unit, const Levels& levels, F32 selector, F32 number, int32_t* words) {
-  const F32 inv = inverse(unit);
+F32 write_codes(const Group& g, F32 unit, const Levels& levels, F32 selector, F32 number, int32_t* words) {
+  const F32 inv = inverse(unit), other = abs(sub(selector, number));
+  F32 error = zero_f32();
   for (size_t i = 0; i < g.n; i += 4) {
     const size_t live = g.n - i < 4 ? g.n - i : 4;
     I32 word = zero_i32();
     for (size_t j = live; j-- > 0;) {
-      // Lanes whose group chose another table contribute zero.
-      const F32 code = levels.code(mul(load(g.w + 16 * (i + j)), inv));
-      word = add(shift_left<8>(word),
-                 to_i32(select_gt(set1(0.5f), abs(sub(selector, number)), code, zero_f32())));
+      const F32 v = load(g.w + 16 * (i + j)), x = mul(v, inv), rest = sub(v, mul(unit, levels.value(x)));
+      error = add(error, mul(rest, rest));
+      word = add(shift_left<8>(word), to_i32(select_gt(set1(0.5f), other, levels.code(x), zero_f32())));
     }
     store_i32(words + 4 * i, add(load_i32(words + 4 * i), word));
   }
+  return select_gt(set1(0.5f), other, error, zero_f32());
 }
 
 void store_scales(const RtnJob& job, F32 scale, size_t index, size_t live) {
@@ -357,7 +371,8 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
   const size_t live = job.rows - first < kTileRows ? job.rows - first : kTileRows;
   const size_t padded = round_up(job.columns, kChunk), chunks = padded / kChunk, n = job.group_size;
   float* w = reinterpret_cast<float*>(scratch);
-  uint8_t* steps = scratch + round_up(kTileRows * sizeof(float) * n, 64);
+  float* importance = w + kTileRows * n;
+  uint8_t* steps = scratch + 2 * kTileRows * sizeof(float) * n;
   std::memset(steps, 0, kTileRows * padded);
   if (live < kTileRows) std::memset(w, 0, kTileRows * sizeof(float) * n);
   double error = 0, square = 0;
@@ -367,7 +382,7 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
       for (size_t i = 0; i < n; ++i) w[16 * i + row] = source[row * job.columns + i];
     if (job.divisor != 1.0f)
       for (size_t i = 0; i < n; ++i) store(w + 16 * i, div(load(w + 16 * i), set1(job.divisor)));
-    const Group g = describe(w, n);
+    const Group g = describe(w, importance, n, job.mse);
     Best best = search(job, job.tables[0], g);
     F32 selector = zero_f32();
     for (size_t t = 1; t < job.tables.size(); ++t) {
@@ -376,19 +391,20 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
       best.scale = select_gt(best.error, other.error, other.scale, best.scale);
       best.error = select_gt(best.error, other.error, other.error, best.error);
     }
+    F32 plain = zero_f32();
     int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * group * n;
     for (size_t t = 0; t < job.tables.size(); ++t) {
       const LevelTable& table = job.tables[t];
       const F32 unit = mul(best.scale, set1(table.step)), number = set1(static_cast<float>(t));
       if (job.affine) {
         const Affine levels = {best.zero, set1(static_cast<float>(table.count - 1))};
-        write_codes(g, best.scale, levels, selector, number, words);
+        plain = add(plain, write_codes(g, best.scale, levels, selector, number, words));
       } else if (table.linear) {
-        write_codes(g, unit, Linear(table), selector, number, words);
+        plain = add(plain, write_codes(g, unit, Linear(table), selector, number, words));
       } else if (table.count <= kChainLevels) {
-        write_codes(g, unit, Chain(table), selector, number, words);
+        plain = add(plain, write_codes(g, unit, Chain(table), selector, number, words));
       } else {
-        write_codes(g, unit, Lookup(table), selector, number, words);
+        plain = add(plain, write_codes(g, unit, Lookup(table), selector, number, words));
       }
     }
     const size_t index = (block * job.groups + group) * kBlockRows + tile * kTileRows;
@@ -396,7 +412,7 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
     if (job.zero_points) store_bytes(best.zero, job.zero_points + index, live);
     if (job.selectors) store_bytes(selector, job.selectors + index, live);
     float errors[16], rms[16];
-    store(errors, best.error);
+    store(errors, plain);
     store(rms, g.rms);
     for (size_t row = 0; row < live; ++row) {
       error += errors[row];

@@ -48,11 +48,12 @@ def test_one_plane_is_the_mean_magnitude(rng):
 
 
 # Sums of P free planes do about as well as the best quantizer of 2^P levels for normal weights; J. Max 1960:
-# 0.3634, 0.1175, 0.03454, 0.009497 for 1 to 4 bits. Two trit planes have 9 levels.
+# 0.3634, 0.1175, 0.03454, 0.009497 for 1 to 4 bits. Two trit planes have 9 levels. Large weights count more in
+# the fit, which costs some plain error.
 @pytest.mark.parametrize(
     "name, limit",
     [
-        ("bcq1-g128", 0.365),
+        ("bcq1-g128", 0.41),
         ("bcq2-g128", 0.118),
         ("bcq3-g128", 0.038),
         ("bcq4-g128", 0.0145),

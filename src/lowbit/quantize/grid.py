@@ -63,6 +63,10 @@ class Grid:
             return index.astype(F32) + self.first
         return self.levels[index]
 
+    def nearest_level(self, x: np.ndarray) -> np.ndarray:
+        """The nearest level to each number, both in units of scale * step."""
+        return self.value(self.nearest(x))
+
 
 @lru_cache(maxsize=64)
 def make_grid(table: tuple[float, ...]) -> Grid:

@@ -27,7 +27,7 @@ from lowbit.quantize.binary_coded import fit_planes
 from lowbit.quantize.grid import F32, make_grid
 from lowbit.quantize.native import largest_magnitude, quantize_native
 from lowbit.quantize.scale import tensor_scale
-from lowbit.quantize.search import inverse, search_scales
+from lowbit.quantize.search import Fit, inverse, search_scales, total
 from lowbit.quantize.trit_planes import fit_trits
 
 SEARCHES = ("mse", "minmax")
@@ -38,7 +38,8 @@ def round_to_nearest(weight: np.ndarray, format: Format, search: str = "mse") ->
     """Round each group of `weight` to the nearest levels of `format`.
 
     weight: float32 [out_features, in_features], finite
-    search: "mse" (scale of least squared error) or "minmax" (scale that covers the group)
+    search: "mse" (scale of least squared error, in which large weights count more, see search.py) or
+        "minmax" (scale that covers the group)
     Formats of several terms are always fitted by least squares.
     Raises FormatError if the group size does not divide in_features or a weight is not finite.
     """
@@ -148,26 +149,25 @@ def _fit(w: np.ndarray, format: Format, search: str) -> tuple[np.ndarray, ...]:
     if format.zero_point:
         fit = search_affine(w, format.bits, format.scale_type, search)
         codes = affine_codes(w, fit.scales, fit.zero_points, format.bits).astype(np.uint8)
-        return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), none, fit.errors
-    codes, scales, errors = _fit_table(w, format, 0, search)
+        errors = total(np.square(w - fit.scales * (codes.astype(F32) - fit.zero_points)))
+        return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), none, errors
+    codes, fit = _fit_table(w, format, 0, search)
     selected = none
     for number in range(1, len(format.tables)):
-        new_codes, new_scales, new_errors = _fit_table(w, format, number, search)
-        better = new_errors < errors
+        new_codes, new_fit = _fit_table(w, format, number, search)
+        better = new_fit.errors < fit.errors
         selected = np.where(better, np.uint8(number), selected)
         codes = np.where(better, new_codes, codes)
-        scales = np.where(better, new_scales, scales)
-        errors = np.where(better, new_errors, errors)
-    return codes[None], scales[None], none, selected, errors
+        fit.keep(new_fit.scales, new_fit.zero_points, new_fit.errors)
+    levels = np.array(format.tables, F32)[selected, codes]
+    return codes[None], fit.scales[None], none, selected, total(np.square(w - fit.scales * levels))
 
 
-def _fit_table(
-    w: np.ndarray, format: Format, number: int, search: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(codes [group_size, N], scales [N], errors [N]) with one of the tables of `format`."""
+def _fit_table(w: np.ndarray, format: Format, number: int, search: str) -> tuple[np.ndarray, Fit]:
+    """(codes [group_size, N], fit) with one of the tables of `format`."""
     grid = make_grid(format.tables[number])
     fit = search_scales(w, grid, format.bits, format.scale_type, search)
-    return grid.codes[grid.nearest(w * inverse(fit.scales * grid.step))], fit.scales, fit.errors
+    return grid.codes[grid.nearest(w * inverse(fit.scales * grid.step))], fit
 
 
 def _to_floats(weight: np.ndarray, format: Format, largest: float, what: str) -> tuple[PackedMatrix, float]:
