@@ -2,7 +2,8 @@
 
 Starts from the largest level reached and a third of it per plane (balanced ternary digits) as well as from a
 greedy fit, keeps the better, then alternates least squares for the scales with an exact search over all
-3**planes sums per weight. Source: PTQTP, arXiv:2509.16989 (ridge least squares and 9-way assignment).
+3**planes sums per weight. Errors count by `search.importance`.
+Source: PTQTP, arXiv:2509.16989 (ridge least squares and 9-way assignment).
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from lowbit.quantize.binary_coded import assign, least_squares
 from lowbit.quantize.grid import F32
 from lowbit.quantize.scale import round_scale
+from lowbit.quantize.search import importance
 
 ALTERNATIONS = 10
 LEVELS = (-1.0, 0.0, 1.0)
@@ -22,13 +24,14 @@ def fit_trits(w: np.ndarray, planes: int, scale_type: str) -> tuple[np.ndarray, 
     Returns (codes uint8 [planes, group_size, N], 0, 1, 2 for -1, 0, +1; scales float32 [planes, N]).
     """
     best_scales = np.zeros((planes, w.shape[1]), F32)
-    best_values, best_errors = assign(w, best_scales, LEVELS)
+    counts = importance(w)
+    best_values, best_errors = assign(w, counts, best_scales, LEVELS)
     for start in (_digits(w, planes), _greedy(w, planes)):
         scales = round_scale(start, scale_type)
-        values, errors = assign(w, scales, LEVELS)
+        values, errors = assign(w, counts, scales, LEVELS)
         for _ in range(ALTERNATIONS):
-            candidate = round_scale(least_squares(w, values, scales), scale_type)
-            new_values, new_errors = assign(w, candidate, LEVELS)
+            candidate = round_scale(least_squares(w, counts, values, scales), scale_type)
+            new_values, new_errors = assign(w, counts, candidate, LEVELS)
             better = new_errors < errors
             if not better.any():
                 break
