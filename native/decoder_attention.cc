@@ -31,7 +31,7 @@ void Walk::append(size_t index, const Slice& slice, size_t query, size_t kv_head
   const DecoderLayer& layer = decoder_.layer(index);
   const size_t dim = spec_.head_dim, q = spec_.q_size(), kv = spec_.kv_size();
   const size_t row = slice.row + query, position = slice.position + query;
-  const float* projected = w_.qkv_.get() + row * (q + 2 * kv) + q + kv_head * dim;
+  const float* projected = w_.qkv_ + row * (q + 2 * kv) + q + kv_head * dim;
   HeadPreparation p = preparation(index, row);
   p.bias = offset_or_null(layer.k_bias, kv_head * dim);
   p.norm = offset_or_null(layer.k_norm, 0);
@@ -87,7 +87,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     for (size_t row = 0; row < rows; ++row) {
       const size_t token = slice.row + item.first_query + row / group;
       const size_t head = item.kv_head * group + row % group;
-      kernels_.finish(state, row, dim, stride, w_.attended_.get() + token * q + head * dim);
+      kernels_.finish(state, row, dim, stride, w_.attended_ + token * q + head * dim);
     }
   };
 
@@ -99,7 +99,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
       p.bias = offset_or_null(layer.q_bias, head * dim);
       p.norm = offset_or_null(layer.q_norm, 0);
       p.scale = spec_.attention_scale;
-      kernels_.prepare_head(p, w_.qkv_.get() + token * (q + 2 * spec_.kv_size()) + head * dim,
+      kernels_.prepare_head(p, w_.qkv_ + token * (q + 2 * spec_.kv_size()) + head * dim,
                             queries + row * stride);
     }
   }

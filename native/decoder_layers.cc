@@ -95,7 +95,7 @@ void Walk::normalize(const float* delta, const std::vector<float>& bias, const s
 void Walk::attention_half(size_t index) {
   const DecoderLayer& layer = decoder_.layer(index);
   const size_t q = spec_.q_size(), kv = spec_.kv_size(), stride = q + 2 * kv;
-  float* qkv = w_.qkv_.get();
+  float* qkv = w_.qkv_;
   const Product inputs[] = {
       {layer.q, qkv, stride}, {layer.k, qkv + q, stride}, {layer.v, qkv + q + kv, stride}};
   product(inputs, 3, lane_.hidden);
@@ -111,7 +111,7 @@ void Walk::attention_half(size_t index) {
   own_rows(rows_, &begin, &end);
   if (spec_.sub_norm)
     for (size_t row = begin; row < end; ++row)
-      kernels_.rms_norm(w_.attended_.get() + row * q, layer.attn_sub_norm.data(), q, spec_.norm_eps,
+      kernels_.rms_norm(w_.attended_ + row * q, layer.attn_sub_norm.data(), q, spec_.norm_eps,
                         lane_.normed.get() + row * q);
   if (needs_integers(*layer.o)) quantize_rows(lane_.attention, begin, end);
   sync();
@@ -123,7 +123,7 @@ void Walk::attention_half(size_t index) {
 void Walk::mlp_half(const DecoderLayer& layer) {
   normalize(w_.projected_.get(), layer.o_bias, layer.post_norm);
   const size_t n = spec_.intermediate_size;
-  const Product inputs[] = {{layer.gate, w_.gate_.get(), n}, {layer.up, w_.up_.get(), n}};
+  const Product inputs[] = {{layer.gate, w_.gate_.get(), n}, {layer.up, w_.up_, n}};
   product(inputs, 2, lane_.hidden);
   barrier();
 
@@ -133,7 +133,7 @@ void Walk::mlp_half(const DecoderLayer& layer) {
   for (size_t row = begin; row < end; ++row) {
     float* out = inner + row * n;
     kernels_.activate(spec_.activation, w_.gate_.get() + row * n, data_or_null(layer.gate_bias),
-                      w_.up_.get() + row * n, data_or_null(layer.up_bias), n, out);
+                      w_.up_ + row * n, data_or_null(layer.up_bias), n, out);
     if (spec_.sub_norm) kernels_.rms_norm(out, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out);
   }
   if (needs_integers(*layer.down)) quantize_rows(lane_.inner, begin, end);

@@ -9,11 +9,21 @@ namespace lowbit {
 namespace {
 
 constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows instead of sharing it
-constexpr size_t kLargestPass = 512;  // products gain nothing from more
-constexpr size_t kPassBytes = size_t{24} << 20;  // rows of a pass stay within this where 64 tokens allow it
+constexpr size_t kPassStep = 96;      // tokens: full column tiles of the products and full tiles of queries
+constexpr size_t kLargestPass = 480;  // products gain nothing from more
+constexpr size_t kPassShare = 32;     // beyond a step, rows of a pass take at most 1/32 of the weights' memory
 // Rows of an attention tile: a multiple of six (the register tile) and of the usual group sizes 1-4, 6, 8, 9;
 // keys and values are widened once for all of them.
 constexpr size_t kTileQueries = 72;
+
+size_t weight_bytes(const Decoder& decoder) {
+  size_t bytes = decoder.head().bytes();
+  for (size_t i = 0; i < decoder.spec().n_layers; ++i) {
+    const DecoderLayer& l = decoder.layer(i);
+    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up, l.down}) bytes += m->bytes();
+  }
+  return bytes;
+}
 
 // Gives the caches and samplers back however the step ends.
 template <typename T>
@@ -133,11 +143,11 @@ void Decoder::score(const std::vector<int32_t>& tokens, KvCache* cache, float* o
 
 DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), spec_(decoder.spec()) {
   const size_t limbs = static_cast<size_t>(spec_.activation_bits) / 8;
-  const size_t floats = 4 * spec_.hidden_size + 2 * spec_.q_size() + 2 * spec_.kv_size() +
-                        2 * spec_.intermediate_size + spec_.rotary_dim;
+  const size_t halves = std::max(2 * spec_.q_size() + 2 * spec_.kv_size(), spec_.intermediate_size);
+  const size_t floats = 3 * spec_.hidden_size + halves + spec_.intermediate_size + spec_.rotary_dim;
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
-  const size_t fitting = kPassBytes / (floats * sizeof(float) + 2 * codes * limbs);
-  pass_tokens_ = std::clamp(fitting / 64 * 64, size_t{64}, kLargestPass);
+  const size_t fitting = weight_bytes(decoder) / kPassShare / (floats * sizeof(float) + 2 * codes * limbs);
+  pass_tokens_ = std::clamp(fitting / kPassStep * kPassStep, kPassStep, kLargestPass);
   queries_per_tile_ = std::max<size_t>(1, kTileQueries / (spec_.n_heads / spec_.n_kv_heads));
   next_item_.reset(new std::atomic<size_t>[spec_.n_layers]);
 }
@@ -231,11 +241,11 @@ void DecoderWorkspace::plan_attention(size_t members) {
 void DecoderWorkspace::lay_out(size_t members) {
   const size_t n = count_, q = spec_.q_size();
   const int limbs = spec_.activation_bits / 8;
-  qkv_.grow(n * (q + 2 * spec_.kv_size()));
-  float* attended = attended_.grow(n * q);
+  const size_t qkv = q + 2 * spec_.kv_size();
+  qkv_ = up_ = halves_.grow(n * std::max(qkv + q, spec_.intermediate_size));
+  attended_ = qkv_ + n * qkv;
   projected_.grow(n * spec_.hidden_size);
   float* gate = gate_.grow(n * spec_.intermediate_size);
-  up_.grow(n * spec_.intermediate_size);
   if (output_.kind == StepOutput::Kind::sample || output_.kind == StepOutput::Kind::score) {
     const size_t held = std::min(wanted_.size(), kHeadRows);
     logits_.grow(held * spec_.vocab_size);
@@ -251,7 +261,7 @@ void DecoderWorkspace::lay_out(size_t members) {
     float* inner = redundant_ ? lane.activated.grow(n * spec_.intermediate_size) : gate;
     lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);
     lane.head = lane.head_memory.prepare(std::min(n, kHeadRows), spec_.hidden_size, kHeadLimbs, normed);
-    lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended);
+    lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended_);
     lane.inner = lane.inner_memory.prepare(n, spec_.intermediate_size, limbs, inner);
   }
   if (matmul_scratch_.size() < members) matmul_scratch_.resize(members);

@@ -119,7 +119,13 @@ class DecoderWorkspace {
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<MatmulScratch> matmul_scratch_;   // per member
   std::vector<FloatBuffer> attention_scratch_;  // per member
-  FloatBuffer qkv_, attended_, projected_, gate_, up_, partials_, logits_;
+  FloatBuffer halves_, projected_, gate_, partials_, logits_;
+  // Within `halves_`: the attention half of a layer has queries, keys and values, then attended rows; the
+  // other half puts `up` in their place. A barrier stands between the last read of one and the first write of
+  // the other.
+  float* qkv_ = nullptr;
+  float* attended_ = nullptr;
+  float* up_ = nullptr;
   std::vector<LogitChunk> chunks_;
 };
 
