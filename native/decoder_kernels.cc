@@ -1,7 +1,7 @@
 // Dispatch of the decoder's kernels over instruction sets.
 #include "decoder_kernels.h"
 
-#include "isa.h"
+#include "dispatch.h"
 
 namespace lowbit {
 
@@ -9,44 +9,22 @@ namespace lowbit {
   namespace isa {                                      \
   void add_elementwise_kernels(DecoderKernels& table); \
   void add_attention_kernels(DecoderKernels& table);   \
-  inline DecoderKernels make_decoder_kernels() {       \
-    DecoderKernels table;                              \
-    add_elementwise_kernels(table);                    \
-    add_attention_kernels(table);                      \
-    return table;                                      \
-  }                                                    \
   }
-LOWBIT_DECLARE(scalar)
-#ifdef LOWBIT_HAVE_avx2
-LOWBIT_DECLARE(avx2)
-#endif
-#ifdef LOWBIT_HAVE_avx512
-LOWBIT_DECLARE(avx512)
-#endif
-#ifdef LOWBIT_HAVE_neon
-LOWBIT_DECLARE(neon)
-LOWBIT_DECLARE(neondot)
-#endif
+LOWBIT_EVERY_ISA(LOWBIT_DECLARE)
 
 static DecoderKernels make() {
+  DecoderKernels table;
+#define LOWBIT_CASE(isa)                 \
+  case Isa::isa:                         \
+    isa::add_elementwise_kernels(table); \
+    isa::add_attention_kernels(table);   \
+    break;
   switch (active_isa()) {
-#ifdef LOWBIT_HAVE_avx2
-    case Isa::avx2:
-      return avx2::make_decoder_kernels();
-#endif
-#ifdef LOWBIT_HAVE_avx512
-    case Isa::avx512:
-      return avx512::make_decoder_kernels();
-#endif
-#ifdef LOWBIT_HAVE_neon
-    case Isa::neon:
-      return neon::make_decoder_kernels();
-    case Isa::neondot:
-      return neondot::make_decoder_kernels();
-#endif
+    LOWBIT_EVERY_ISA(LOWBIT_CASE)
     default:
-      return scalar::make_decoder_kernels();
+      break;
   }
+  return table;
 }
 
 const DecoderKernels& decoder_kernels() {

@@ -1,7 +1,7 @@
 // Dispatch of the matrix kernels over instruction sets.
 #include "matmul_kernels.h"
 
-#include "isa.h"
+#include "dispatch.h"
 
 namespace lowbit {
 
@@ -9,34 +9,14 @@ namespace lowbit {
   namespace isa {                      \
   MatmulKernels make_matmul_kernels(); \
   }
-LOWBIT_DECLARE(scalar)
-#ifdef LOWBIT_HAVE_avx2
-LOWBIT_DECLARE(avx2)
-#endif
-#ifdef LOWBIT_HAVE_avx512
-LOWBIT_DECLARE(avx512)
-#endif
-#ifdef LOWBIT_HAVE_neon
-LOWBIT_DECLARE(neon)
-LOWBIT_DECLARE(neondot)
-#endif
+LOWBIT_EVERY_ISA(LOWBIT_DECLARE)
 
 static MatmulKernels make() {
+#define LOWBIT_CASE(isa) \
+  case Isa::isa:         \
+    return isa::make_matmul_kernels();
   switch (active_isa()) {
-#ifdef LOWBIT_HAVE_avx2
-    case Isa::avx2:
-      return avx2::make_matmul_kernels();
-#endif
-#ifdef LOWBIT_HAVE_avx512
-    case Isa::avx512:
-      return avx512::make_matmul_kernels();
-#endif
-#ifdef LOWBIT_HAVE_neon
-    case Isa::neon:
-      return neon::make_matmul_kernels();
-    case Isa::neondot:
-      return neondot::make_matmul_kernels();
-#endif
+    LOWBIT_EVERY_ISA(LOWBIT_CASE)
     default:
       return scalar::make_matmul_kernels();
   }

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 
-#include "isa.h"
+#include "dispatch.h"
 #include "team.h"
 
 namespace lowbit {
@@ -15,36 +15,16 @@ namespace lowbit {
   namespace isa {                                                    \
   void rtn_tile(const RtnJob&, size_t block, size_t tile, uint8_t*); \
   }
-LOWBIT_DECLARE(scalar)
-#ifdef LOWBIT_HAVE_avx2
-LOWBIT_DECLARE(avx2)
-#endif
-#ifdef LOWBIT_HAVE_avx512
-LOWBIT_DECLARE(avx512)
-#endif
-#ifdef LOWBIT_HAVE_neon
-LOWBIT_DECLARE(neon)
-LOWBIT_DECLARE(neondot)
-#endif
+LOWBIT_EVERY_ISA(LOWBIT_DECLARE)
 
 namespace {
 
 RtnTile tile_kernel() {
+#define LOWBIT_CASE(isa) \
+  case Isa::isa:         \
+    return isa::rtn_tile;
   switch (active_isa()) {
-#ifdef LOWBIT_HAVE_avx2
-    case Isa::avx2:
-      return avx2::rtn_tile;
-#endif
-#ifdef LOWBIT_HAVE_avx512
-    case Isa::avx512:
-      return avx512::rtn_tile;
-#endif
-#ifdef LOWBIT_HAVE_neon
-    case Isa::neon:
-      return neon::rtn_tile;
-    case Isa::neondot:
-      return neondot::rtn_tile;
-#endif
+    LOWBIT_EVERY_ISA(LOWBIT_CASE)
     default:
       return scalar::rtn_tile;
   }

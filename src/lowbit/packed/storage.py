@@ -6,7 +6,6 @@ Source of the format: the safetensors README (8-byte little-endian header length
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -65,6 +64,8 @@ class TensorWriter:
         self._missing = set(self._layout)
         self._temporary: str | None = None
         try:
+            import tempfile  # a megabyte of modules that reading a model does not need
+
             descriptor, self._temporary = tempfile.mkstemp(
                 prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent
             )
