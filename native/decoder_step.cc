@@ -11,7 +11,7 @@ namespace {
 constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows instead of sharing it
 constexpr size_t kPassStep = 96;      // tokens: full column tiles of the products and full tiles of queries
 constexpr size_t kLargestPass = 480;  // products gain nothing from more
-constexpr size_t kPassShare = 32;     // beyond a step, rows of a pass take at most 1/32 of the weights' memory
+constexpr size_t kPassShare = 32;  // beyond a step, rows of a pass take at most 1/32 of the weights' memory
 // Rows of an attention tile: a multiple of six (the register tile) and of the usual group sizes 1-4, 6, 8, 9;
 // keys and values are widened once for all of them.
 constexpr size_t kTileQueries = 72;
