@@ -1,4 +1,5 @@
-// Activations to integers, products with float weights, and this instruction set's table of kernels.
+// Activations to integers, and this instruction set's table of kernels.
+#include "floats.h"
 #include "gemv.h"
 #include "matmul_kernels.h"
 
@@ -55,55 +56,6 @@ void unpack_any(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) 
   code_kernels(t, 1).unpack(t, block, chunks, panel);
 }
 
-// One running sum per output over all inputs in order: the same order for one token and for many.
-template <size_t blocks, size_t columns, Number type>
-LOWBIT_INLINE void float_tile(const FloatTerm& t, size_t block, const Activations& a, size_t first,
-                              float* acc, size_t block_stride) {
-  const size_t n = a.in_features;
-  const float* x = a.values + first * n;
-  F32 f[blocks][columns][2];
-  for (size_t b = 0; b < blocks; ++b)
-    for (size_t c = 0; c < columns; ++c)
-      for (size_t tile = 0; tile < 2; ++tile)
-        f[b][c][tile] = load(acc + b * block_stride + c * kBlockRows + tile * kTileRows);
-  for (size_t k = 0; k < n; ++k) {
-    for (size_t b = 0; b < blocks; ++b) {
-      const size_t index = ((block + b) * n + k) * kBlockRows;
-      const F32 w0 = load_number(type, t.values, index), w1 = load_number(type, t.values, index + kTileRows);
-      for (size_t c = 0; c < columns; ++c) {
-        const F32 v = set1(x[c * n + k]);
-        f[b][c][0] = fma(w0, v, f[b][c][0]);
-        f[b][c][1] = fma(w1, v, f[b][c][1]);
-      }
-    }
-  }
-  for (size_t b = 0; b < blocks; ++b)
-    for (size_t c = 0; c < columns; ++c)
-      for (size_t tile = 0; tile < 2; ++tile)
-        store(acc + b * block_stride + c * kBlockRows + tile * kTileRows, f[b][c][tile]);
-}
-
-template <Number type>
-void float_typed(const FloatTerm& t, size_t block, size_t blocks, const Activations& a, size_t first,
-                 size_t count, float* acc) {
-  constexpr size_t wide = kGemmColumns;
-  const size_t stride = count * kBlockRows;
-  if (count == 1 && blocks == 4) return float_tile<4, 1, type>(t, block, a, first, acc, stride);
-  for (size_t b = 0; b < blocks; ++b, acc += stride) {
-    size_t c = 0;
-    for (; c + wide <= count; c += wide)
-      float_tile<1, wide, type>(t, block + b, a, first + c, acc + c * kBlockRows, 0);
-    for (; c < count; ++c) float_tile<1, 1, type>(t, block + b, a, first + c, acc + c * kBlockRows, 0);
-  }
-}
-
-void float_product(const FloatTerm& t, size_t block, size_t blocks, const Activations& a, size_t first,
-                   size_t count, float* acc) {
-  if (t.type == Number::fp32) return float_typed<Number::fp32>(t, block, blocks, a, first, count, acc);
-  if (t.type == Number::bf16) return float_typed<Number::bf16>(t, block, blocks, a, first, count, acc);
-  return float_typed<Number::fp16>(t, block, blocks, a, first, count, acc);
-}
-
 constexpr size_t kReadAhead = 4096;  // as the products do: see gemv.cc
 
 uint64_t read_memory(const uint8_t* p, size_t bytes) {
@@ -150,7 +102,8 @@ int64_t dot_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv_any, unpack_any, gemm, float_product, 4, read_memory, dot_rounds, kChains * 64};
+  return {quantize_row, gemv_any,    unpack_any, gemm,        float_product,
+          kFloatBlocks, read_memory, dot_rounds, kChains * 64};
 }
 
 }  // namespace lowbit::LOWBIT_ISA
