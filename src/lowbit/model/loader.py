@@ -6,7 +6,6 @@ description wants and the checkpoint lacks is an error, and so is a tensor that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -19,7 +18,7 @@ from lowbit.errors import CheckpointError, RequestError, UnsupportedError
 from lowbit.model.config import ModelConfig
 from lowbit.model.families import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
 from lowbit.model.rope import inverse_frequencies
-from lowbit.packed import CodeTerm, PackedMatrix
+from lowbit.packed import PackedMatrix
 
 if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
@@ -234,14 +233,7 @@ _NOT_FINITE = {
 def _check_finite(matrix: PackedMatrix, name: str) -> None:
     """Raise if a float weight, a scale or an offset is NaN or infinite: it would poison every output."""
     for term in matrix.terms:
-        stored: Iterable[tuple[str, str, np.ndarray]]
-        if isinstance(term, CodeTerm):
-            stored = [("scales", term.scale_type, term.scales)]
-            if term.offsets is not None:
-                stored.append(("offsets", term.offset_type or "fp16", term.offsets))
-        else:
-            stored = [("values", term.type, term.values)]
-        for what, kind, array in stored:
+        for what, kind, array in term.numbers():
             dtype, mask = _NOT_FINITE[kind]
             for block, part in enumerate(array.view(dtype)):
                 if int((part & dtype(mask)).max(initial=0)) == mask:

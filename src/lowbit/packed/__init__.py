@@ -1,5 +1,6 @@
 """How codes lie in memory: the PackedMatrix, its layout, and the files that hold it."""
 
+from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.layout import (
     BLOCK_ROWS,
     CHUNK,
@@ -13,19 +14,22 @@ from lowbit.packed.layout import (
     unpack_groups,
     unpack_values,
 )
-from lowbit.packed.matrix import PackedMatrix
+from lowbit.packed.matrix import KINDS, PackedMatrix
 from lowbit.packed.planned import planned_arrays
 from lowbit.packed.storage import TensorFile, TensorWriter
-from lowbit.packed.terms import CodeTerm, FloatTerm
+from lowbit.packed.term import Term
+from lowbit.packed.terms import CodeTerm
 
 __all__ = [
     "BLOCK_ROWS",
     "CHUNK",
+    "KINDS",
     "CodeTerm",
     "FloatTerm",
     "PackedMatrix",
     "TensorFile",
     "TensorWriter",
+    "Term",
     "check_group_size",
     "codes_shape",
     "group_count",

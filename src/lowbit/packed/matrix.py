@@ -1,22 +1,27 @@
 """A quantized matrix: a sum of terms over one [out_features, in_features] shape."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lowbit.errors import CheckpointError, FormatError
-from lowbit.packed.layout import BLOCK_ROWS, pack_codes, pack_groups, unpack_codes, unpack_groups
-from lowbit.packed.terms import CodeTerm, FloatTerm, Term
+from lowbit.packed.float_term import FloatTerm
+from lowbit.packed.term import Term, integer
+from lowbit.packed.terms import CodeTerm
 
+# Kind, as files name it -> its class.
+KINDS: dict[str, type[Term]] = {
+    "codes": CodeTerm,
+    "floats": FloatTerm,
+}
 MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
 
 
 class PackedMatrix:
     """Weights [out_features, in_features] as a sum of terms in kernel order.
 
-    terms: CodeTerm or FloatTerm, at least one; arrays are not copied and must not change afterwards
+    terms: of the kinds in KINDS, at least one; arrays are not copied and must not change afterwards
     format_name: the name of the format it was quantized to, for people; None if it has none
     """
 
@@ -71,22 +76,7 @@ class PackedMatrix:
 
             matrix = Matrix(self.out_features, self.in_features)
             for term in self.terms:
-                if isinstance(term, FloatTerm):
-                    matrix.add_float_term(term.type, term.values)
-                else:
-                    matrix.add_code_term(
-                        term.bits,
-                        term.codes,
-                        term.scale_type,
-                        term.scales,
-                        term.group_size,
-                        term.levels,
-                        tensor_scale=term.tensor_scale,
-                        zero_points=term.zero_points,
-                        offset_type=term.offset_type or "fp16",
-                        offsets=term.offsets,
-                        selectors=term.selectors,
-                    )
+                term.add_to(matrix)
             self._native = matrix
         return self._native
 
@@ -97,18 +87,7 @@ class PackedMatrix:
             np.sort(index), np.arange(self.out_features)
         ):
             raise FormatError(f"permute_rows: index is not a permutation of {self.out_features} rows")
-        terms: list[Term] = []
-        for term in self.terms:
-            if isinstance(term, FloatTerm):
-                terms.append(replace(term, values=_permute(term.values, index)))
-                continue
-            codes = unpack_codes(term.codes, self.out_features, self.in_features, term.bits)
-            changed: dict[str, Any] = {
-                name: _permute(array, index)
-                for name, array in term.arrays()
-                if name not in ("codes", "levels")
-            }
-            terms.append(replace(term, codes=pack_codes(codes[index], term.bits), **changed))
+        terms = (term.permute_rows(index, self.in_features) for term in self.terms)
         return PackedMatrix(self.out_features, self.in_features, tuple(terms), self.format_name)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -116,11 +95,7 @@ class PackedMatrix:
         terms: list[dict[str, Any]] = []
         arrays: dict[str, np.ndarray] = {}
         for number, term in enumerate(self.terms):
-            if isinstance(term, FloatTerm):
-                terms.append({"kind": "floats", "type": term.type})
-            else:
-                meta = {"kind": "codes", "bits": term.bits, "scale_type": term.scale_type}
-                terms.append(meta | {"group_size": term.group_size, "tensor_scale": term.tensor_scale})
+            terms.append({"kind": term.kind} | term.meta())
             arrays.update({f"{number}.{name}": array for name, array in term.arrays()})
         shape = [self.out_features, self.in_features]
         return {"shape": shape, "format": self.format_name, "terms": terms}, arrays
@@ -132,7 +107,7 @@ class PackedMatrix:
         Raises CheckpointError if the description is malformed or an array is missing, left over or wrong.
         """
         try:
-            out_features, in_features = (_integer(n) for n in meta["shape"])
+            out_features, in_features = (integer(n) for n in meta["shape"])
             left = dict(arrays)
             terms = tuple(_term(number, entry, left) for number, entry in enumerate(meta["terms"]))
             if left:
@@ -151,35 +126,13 @@ def _explain(error: Exception) -> str:
     return f"missing entry {error}" if isinstance(error, KeyError) else str(error)
 
 
-def _integer(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{value!r} where an integer is required")
-    return value
-
-
 def _term(number: int, entry: Mapping[str, Any], left: dict[str, np.ndarray]) -> Term:
     """Build term `number` from its description, taking its arrays out of `left`."""
-
-    def take(name: str) -> np.ndarray:
-        return left.pop(f"{number}.{name}")
-
-    if entry["kind"] == "floats":
-        return FloatTerm(entry["type"], take("values"))
-    if entry["kind"] != "codes":
-        raise ValueError(f"term kind {entry['kind']!r}; known: codes, floats")
-    optional = {name: left.pop(f"{number}.{name}", None) for name in ("zero_points", "offsets", "selectors")}
-    return CodeTerm(
-        bits=_integer(entry["bits"]),
-        levels=take("levels"),
-        codes=take("codes"),
-        scales=take("scales"),
-        scale_type=entry["scale_type"],
-        group_size=_integer(entry["group_size"]),
-        tensor_scale=float(entry["tensor_scale"]),
-        **optional,
-    )
-
-
-def _permute(packed: np.ndarray, index: np.ndarray) -> np.ndarray:
-    assert packed.shape[2] == BLOCK_ROWS
-    return pack_groups(unpack_groups(packed, len(index))[index])
+    kind = entry["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"term kind {kind!r}; known: {', '.join(KINDS)}")
+    prefix = f"{number}."
+    own = {name[len(prefix) :]: left.pop(name) for name in list(left) if name.startswith(prefix)}
+    term = KINDS[kind].from_meta(entry, own)
+    left.update({prefix + name: array for name, array in own.items()})
+    return term

@@ -3,8 +3,9 @@
 import numpy as np
 
 from lowbit.formats import Format
+from lowbit.packed.float_term import FLOAT_DTYPES
 from lowbit.packed.layout import BLOCK_ROWS, block_count, check_group_size, codes_shape, group_count
-from lowbit.packed.terms import FLOAT_DTYPES, SCALE_DTYPES
+from lowbit.packed.terms import SCALE_DTYPES
 
 ArrayLayout = dict[str, tuple[type, tuple[int, ...]]]  # name -> (dtype, shape)
 

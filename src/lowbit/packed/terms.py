@@ -1,11 +1,12 @@
-"""The terms a quantized matrix is a sum of, with the checks that make them safe to multiply with.
+"""Codes, levels and scales, with the checks that make them safe to multiply with.
 
 A code term is  w[o, i] = tensor_scale * scales[o, i / g] * (levels[codes[o, i]] - zero_points[o, i / g])
-+ offsets[o, i / g];  a float term is plain fp32, fp16 or bf16. All arrays are in kernel order (layout.py).
++ offsets[o, i / g].
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -18,12 +19,13 @@ from lowbit.packed.layout import (
     check_group_size,
     codes_shape,
     group_count,
+    pack_codes,
     unpack_codes,
     unpack_groups,
 )
+from lowbit.packed.term import check_array, integer, permute_groups
 
 SCALE_DTYPES = {"fp16": np.float16, "fp32": np.float32, "e8m0": np.uint8, "e4m3": np.uint8}
-FLOAT_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # bf16: the bits
 OFFSET_DTYPES = {"fp16": np.float16, "fp32": np.float32}
 MAX_TABLES = 4
 
@@ -44,6 +46,7 @@ class CodeTerm:
     tensor_scale: multiplies every scale
     """
 
+    kind: ClassVar[str] = "codes"
     bits: int
     levels: np.ndarray
     codes: np.ndarray
@@ -62,6 +65,29 @@ class CodeTerm:
             if array is not None:
                 yield name, array
 
+    def numbers(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        yield "scales", self.scale_type, self.scales
+        if self.offsets is not None:
+            yield "offsets", self.offset_type or "fp16", self.offsets
+
+    def meta(self) -> dict[str, Any]:
+        names = ("bits", "scale_type", "group_size", "tensor_scale")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> "CodeTerm":
+        optional = {name: arrays.pop(name, None) for name in ("zero_points", "offsets", "selectors")}
+        return cls(
+            bits=integer(meta["bits"]),
+            levels=arrays.pop("levels"),
+            codes=arrays.pop("codes"),
+            scales=arrays.pop("scales"),
+            scale_type=meta["scale_type"],
+            group_size=integer(meta["group_size"]),
+            tensor_scale=float(meta["tensor_scale"]),
+            **optional,
+        )
+
     @property
     def offset_type(self) -> str | None:
         if self.offsets is None:
@@ -78,8 +104,8 @@ class CodeTerm:
             )
         check_group_size(in_features, self.group_size, "code term")
         groups = (block_count(out_features), group_count(in_features, self.group_size), BLOCK_ROWS)
-        _check("codes", self.codes, (np.uint8,), codes_shape(out_features, in_features, self.bits))
-        _check("scales", self.scales, (SCALE_DTYPES[self.scale_type],), groups)
+        check_array("codes", self.codes, (np.uint8,), codes_shape(out_features, in_features, self.bits))
+        check_array("scales", self.scales, (SCALE_DTYPES[self.scale_type],), groups)
         for name, dtypes in (
             ("zero_points", (np.uint8,)),
             ("offsets", (np.float16, np.float32)),
@@ -87,7 +113,7 @@ class CodeTerm:
         ):
             array = getattr(self, name)
             if array is not None:
-                _check(name, array, dtypes, groups)
+                check_array(name, array, dtypes, groups)
         self._check_levels()
         if not np.isfinite(self.tensor_scale):
             raise FormatError(f"code term: tensor_scale={self.tensor_scale}; it must be finite")
@@ -144,42 +170,26 @@ class CodeTerm:
         scales = decode_scales(unpack_groups(self.scales, out_features), self.scale_type)
         return scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
 
+    def permute_rows(self, index: np.ndarray, in_features: int) -> "CodeTerm":
+        codes = unpack_codes(self.codes, len(index), in_features, self.bits)
+        changed: dict[str, Any] = {
+            name: permute_groups(array, index)
+            for name, array in self.arrays()
+            if name not in ("codes", "levels")
+        }
+        return replace(self, codes=pack_codes(codes[index], self.bits), **changed)
 
-@dataclass(frozen=True, eq=False)
-class FloatTerm:
-    """Weights kept as plain floats.
-
-    type: "fp32" | "fp16" | "bf16"
-    values: float32 | float16 | uint16 (the bits of bf16) [blocks, in_features, 32]; padded rows hold 0
-    """
-
-    type: str
-    values: np.ndarray
-
-    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        yield "values", self.values
-
-    def check(self, out_features: int, in_features: int) -> None:
-        """Raise FormatError unless the values have the dtype and shape of this matrix."""
-        if self.type not in FLOAT_DTYPES:
-            raise FormatError(f"float term: type {self.type!r}; use one of {', '.join(FLOAT_DTYPES)}")
-        shape = (block_count(out_features), in_features, BLOCK_ROWS)
-        _check("values", self.values, (FLOAT_DTYPES[self.type],), shape)
-
-    def dequantize(self, out_features: int, in_features: int) -> np.ndarray:
-        """float32 [out_features, in_features], exact."""
-        values = unpack_groups(self.values, out_features)
-        if self.type == "bf16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32)
-
-
-Term = CodeTerm | FloatTerm
-
-
-def _check(name: str, array: np.ndarray, dtypes: tuple, shape: tuple[int, ...]) -> None:
-    if array.dtype not in dtypes or array.shape != shape:
-        wanted = " or ".join(np.dtype(d).name for d in dtypes)
-        raise FormatError(
-            f"term: {name} are {array.dtype} {list(array.shape)}; this matrix needs {wanted} {list(shape)}"
+    def add_to(self, native: Any) -> None:
+        native.add_code_term(
+            self.bits,
+            self.codes,
+            self.scale_type,
+            self.scales,
+            self.group_size,
+            self.levels,
+            tensor_scale=self.tensor_scale,
+            zero_points=self.zero_points,
+            offset_type=self.offset_type or "fp16",
+            offsets=self.offsets,
+            selectors=self.selectors,
         )
