@@ -268,7 +268,7 @@ void bind_matmul(nb::module_& m) {
   m.def(
       "supported_isas",
       [] {
-        const char* names[5];
+        const char* names[kIsas];
         const int count = supported_isas(names);
         return std::vector<std::string>(names, names + count);
       },

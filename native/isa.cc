@@ -24,11 +24,18 @@ bool cpu_has(Isa isa) {
 #else
       return false;
 #endif
+    case Isa::avxvnni:
+#ifdef LOWBIT_HAVE_avxvnni
+      return cpu_has(Isa::avx2) && __builtin_cpu_supports("avxvnni");
+#else
+      return false;
+#endif
     case Isa::avx512:
 #ifdef LOWBIT_HAVE_avx512
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+             __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("gfni");
 #else
       return false;
 #endif
@@ -50,7 +57,7 @@ bool cpu_has(Isa isa) {
   return false;
 }
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon, Isa::neondot};
+constexpr Isa kAll[kIsas] = {Isa::scalar, Isa::avx2, Isa::avxvnni, Isa::avx512, Isa::neon, Isa::neondot};
 
 struct Choice {
   Isa isa = Isa::scalar;
@@ -92,6 +99,8 @@ const char* isa_name(Isa isa) {
       return "scalar";
     case Isa::avx2:
       return "avx2";
+    case Isa::avxvnni:
+      return "avxvnni";
     case Isa::avx512:
       return "avx512";
     case Isa::neon:
@@ -102,7 +111,7 @@ const char* isa_name(Isa isa) {
   return "unknown";
 }
 
-int supported_isas(const char* names[5]) {
+int supported_isas(const char* names[kIsas]) {
   int count = 0;
   for (Isa isa : kAll)
     if (cpu_has(isa)) names[count++] = isa_name(isa);

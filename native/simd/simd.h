@@ -28,7 +28,7 @@
 
 #if defined(LOWBIT_ISA_avx512)
 #include "simd_avx512.h"
-#elif defined(LOWBIT_ISA_avx2)
+#elif defined(LOWBIT_ISA_avx2) || defined(LOWBIT_ISA_avxvnni)
 #include "simd_avx2.h"
 #elif defined(LOWBIT_ISA_neon) || defined(LOWBIT_ISA_neondot)
 #include "simd_neon.h"

@@ -1,4 +1,5 @@
 // The operations of simd.h on AVX2 with FMA and F16C: each logical vector is two registers.
+// avxvnni adds the dot product of AVX-VNNI (vpdpbusd on ymm).
 #pragma once
 
 #include <immintrin.h>
@@ -187,6 +188,12 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return set1_i32(x);
 }
+#if defined(LOWBIT_ISA_avxvnni)
+LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) {
+  return {_mm256_dpbusd_avx_epi32(acc.a, w.a, a.a), _mm256_dpbusd_avx_epi32(acc.b, w.b, a.b)};
+}
+LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
+#else
 // maddubs adds two products in int16. 127 * -128 * 2 and 128 * -128 * 2 = -32768 fit, 255 * 127 * 2 does
 // not, so the top bit of the weight goes through its own product: exact for every u8 and s8.
 LOWBIT_INLINE __m256i dot4_half(__m256i acc, __m256i w, __m256i a) {
@@ -207,5 +214,6 @@ LOWBIT_INLINE __m256i dot4_small_half(__m256i acc, __m256i w, __m256i a) {
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) {
   return {dot4_small_half(acc.a, w.a, a.a), dot4_small_half(acc.b, w.b, a.b)};
 }
+#endif
 
 }  // namespace lowbit::LOWBIT_ISA

@@ -1,4 +1,5 @@
-// The operations of simd.h on AVX-512 (F, BW, DQ, VL, VNNI, VBMI). See simd.h for their meaning.
+// The operations of simd.h on AVX-512 (F, BW, DQ, VL, VNNI, VBMI, VBMI2) with GFNI.
+// See simd.h for their meaning.
 #pragma once
 
 #include <immintrin.h>

@@ -311,6 +311,9 @@ Operations operations_of(const char* isa) {
 #ifdef LOWBIT_HAVE_avx2
   if (std::strcmp(isa, "avx2") == 0) return avx2::operations();
 #endif
+#ifdef LOWBIT_HAVE_avxvnni
+  if (std::strcmp(isa, "avxvnni") == 0) return avxvnni::operations();
+#endif
 #ifdef LOWBIT_HAVE_avx512
   if (std::strcmp(isa, "avx512") == 0) return avx512::operations();
 #endif
@@ -335,7 +338,7 @@ int main(int argc, char** argv) {
   }
   const Cases cases = make_cases();
   bool good = scalar_is_sound(cases);
-  const char* names[5];
+  const char* names[lowbit::kIsas];
   const int count = lowbit::supported_isas(names);
   for (int k = 0; k < count; ++k) good = check(names[k], operations_of(names[k]), cases, spoil) && good;
   return good ? 0 : 1;

@@ -265,7 +265,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   if (argc == 2 && std::strcmp(argv[1], "--isas") == 0) {
-    const char* names[5];
+    const char* names[lowbit::kIsas];
     const int count = lowbit::supported_isas(names);
     for (int k = 0; k < count; ++k) std::printf("%s\n", names[k]);
     return 0;

@@ -46,6 +46,9 @@ selftest::Operations operations();
 namespace lowbit::avx2 {
 selftest::Operations operations();
 }
+namespace lowbit::avxvnni {
+selftest::Operations operations();
+}
 namespace lowbit::avx512 {
 selftest::Operations operations();
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-X86 = {"scalar", "avx2", "avx512"}
+X86 = {"scalar", "avx2", "avxvnni", "avx512"}
 AARCH64 = {"scalar", "neon", "neondot"}
 CROSS_PACKAGES = "g++-aarch64-linux-gnu and qemu-user"
 

@@ -203,7 +203,7 @@ def test_widths_that_are_no_multiple_of_anything(rng):
             np.testing.assert_array_equal(native.dequantize(), numpy.dequantize())
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avxvnni"])
 def test_every_instruction_set_gives_the_same_bits(isa, tmp_path, rng):
     """The instruction set is chosen once per process, so others run in a process of their own."""
     import os
