@@ -45,6 +45,26 @@ static void bound_unpack_codes(PackedIn packed, ByteMatrix codes, int bits) {
   unpack_codes(packed.data(), codes.shape(0), codes.shape(1), bits, codes.data());
 }
 
+template <typename Array>
+static void check_base3(const char* what, size_t rows, size_t columns, const Array& packed) {
+  if (packed.shape(0) != round_up(rows, kBlockRows) / kBlockRows ||
+      packed.shape(1) != (columns + kBase3Inputs - 1) / kBase3Inputs || packed.shape(2) != 2 ||
+      packed.shape(3) != 64)
+    throw std::invalid_argument(std::string(what) + ": packed must be [blocks, vectors, 2, 64]");
+}
+
+static void bound_pack_base3(ByteMatrixIn codes, Packed packed) {
+  check_base3("pack_base3", codes.shape(0), codes.shape(1), packed);
+  nb::gil_scoped_release release;
+  pack_base3(codes.data(), codes.shape(0), codes.shape(1), packed.data());
+}
+
+static void bound_unpack_base3(PackedIn packed, ByteMatrix codes) {
+  check_base3("unpack_base3", codes.shape(0), codes.shape(1), packed);
+  nb::gil_scoped_release release;
+  unpack_base3(packed.data(), codes.shape(0), codes.shape(1), codes.data());
+}
+
 using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bytes3 = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
@@ -169,4 +189,8 @@ void bind_quantize(nb::module_& m) {
         "Pack codes uint8 [out, in] into packed uint8 [blocks, chunks, 2, 64 * bits].");
   m.def("unpack_codes", &bound_unpack_codes, nb::arg("packed"), nb::arg("codes"), nb::arg("bits"),
         "Unpack packed uint8 [blocks, chunks, 2, 64 * bits] into codes uint8 [out, in].");
+  m.def("pack_base3", &bound_pack_base3, nb::arg("codes"), nb::arg("packed"),
+        "Pack codes 0, 1, 2, uint8 [out, in], into packed uint8 [blocks, vectors, 2, 64].");
+  m.def("unpack_base3", &bound_unpack_base3, nb::arg("packed"), nb::arg("codes"),
+        "Unpack packed uint8 [blocks, vectors, 2, 64] into codes uint8 [out, in].");
 }

@@ -119,4 +119,56 @@ void unpack_codes(const uint8_t* packed, size_t rows, size_t columns, int bits, 
   });
 }
 
+void pack_base3_vector(const uint8_t* steps, uint8_t* packed) {
+  for (size_t b = 0; b < kVector; ++b) {
+    unsigned byte = 0;
+    for (size_t i = kBase3Steps; i-- > 0;) byte = 3 * byte + steps[i * kVector + b];
+    packed[b] = static_cast<uint8_t>(byte);
+  }
+}
+
+void pack_base3(const uint8_t* codes, size_t rows, size_t columns, uint8_t* packed) {
+  const size_t vectors = (columns + kBase3Inputs - 1) / kBase3Inputs;
+  for_blocks(round_up(rows, kBlockRows) / kBlockRows, [&](size_t block) {
+    alignas(64) uint8_t steps[kBase3Steps * kVector];
+    for (size_t vector = 0; vector < vectors; ++vector)
+      for (size_t tile = 0; tile < 2; ++tile) {
+        const size_t first = block * kBlockRows + tile * kTileRows, start = vector * kBase3Inputs;
+        const size_t live = first < rows ? std::min(kTileRows, rows - first) : 0;
+        const size_t width = std::min(kBase3Inputs, columns - start);
+        if (live < kTileRows || width < kBase3Inputs) std::memset(steps, kBase3Padding, sizeof steps);
+        for (size_t row = 0; row < live; ++row) {
+          const uint8_t* source = codes + (first + row) * columns + start;
+          for (size_t i = 0; i < width; ++i) steps[i / 4 * kVector + row * 4 + i % 4] = source[i];
+        }
+        pack_base3_vector(steps, packed + ((block * vectors + vector) * 2 + tile) * kVector);
+      }
+  });
+}
+
+void unpack_base3(const uint8_t* packed, size_t rows, size_t columns, uint8_t* codes) {
+  const size_t vectors = (columns + kBase3Inputs - 1) / kBase3Inputs;
+  for_blocks(round_up(rows, kBlockRows) / kBlockRows, [&](size_t block) {
+    for (size_t vector = 0; vector < vectors; ++vector)
+      for (size_t tile = 0; tile < 2; ++tile) {
+        const uint8_t* source = packed + ((block * vectors + vector) * 2 + tile) * kVector;
+        const size_t first = block * kBlockRows + tile * kTileRows, start = vector * kBase3Inputs;
+        const size_t live = first < rows ? std::min(kTileRows, rows - first) : 0;
+        const size_t width = std::min(kBase3Inputs, columns - start);
+        for (size_t row = 0; row < live; ++row) {
+          uint8_t* target = codes + (first + row) * columns + start;
+          for (size_t j = 0; j < 4; ++j) {
+            unsigned rest = source[4 * row + j];
+            for (size_t i = j; i < kBase3Inputs; i += 4) {
+              const bool last = i >= kBase3Inputs - 4;
+              const unsigned digit = last ? rest : rest % 3;
+              if (i < width) target[i] = static_cast<uint8_t>(digit);
+              rest /= 3;
+            }
+          }
+        }
+      }
+  });
+}
+
 }  // namespace lowbit

@@ -7,7 +7,7 @@ import pytest
 from lowbit.errors import FormatError
 from lowbit.formats.scales import SCALE_BITS, SCALE_MAX, SCALE_TYPES, decode_scales, encode_scales
 
-STORAGE = {"fp16": np.float16, "fp32": np.float32, "e8m0": np.uint8, "e4m3": np.uint8}
+STORAGE = {"fp16": np.float16, "fp32": np.float32, "e8m0": np.uint8, "e4m3": np.uint8, "m4": np.float16}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_storage_shape_and_error(scale_type, rng):
     stored = encode_scales(scales, scale_type)
     assert stored.dtype == STORAGE[scale_type] and stored.shape == scales.shape
     assert stored.itemsize * 8 == SCALE_BITS[scale_type]
-    half_step = {"fp16": 2**-11, "fp32": 0, "e8m0": 1 / 3, "e4m3": 2**-4}[scale_type]
+    half_step = {"fp16": 2**-11, "fp32": 0, "e8m0": 1 / 3, "e4m3": 2**-4, "m4": 2**-11}[scale_type]
     assert (np.abs(decode_scales(stored, scale_type) / scales - 1) <= half_step).all()
 
 
@@ -63,7 +63,7 @@ def test_zero_and_limits(scale_type):
 
 
 def test_signs():
-    for scale_type in ("fp16", "fp32", "e4m3"):
+    for scale_type in ("fp16", "fp32", "e4m3", "m4"):
         assert decode_scales(encode_scales(np.array([-1.5]), scale_type), scale_type) == -1.5
     with pytest.raises(FormatError, match="negative"):
         encode_scales(np.array([1.0, -0.5]), "e8m0")

@@ -39,6 +39,17 @@ def code_at(packed, bits, row, column):
     return code
 
 
+def base3_code_at(packed, row, column):
+    vector, step = column // 20, column % 20 // 4
+    byte = packed[row // 32, vector, row % 32 // 16, 4 * (row % 16) + column % 4]
+    return int(byte) // 3**step % 3
+
+
+def multiplier_at(packed, row, group):
+    byte = int(packed[row // 32, group, row % 16])
+    return byte >> 4 if row % 32 >= 16 else byte & 15
+
+
 def decoded_scale(stored, scale_type):
     if scale_type == "e8m0":
         return np.float32(2.0 ** (int(stored) - 127))
@@ -60,9 +71,17 @@ def read_matrix(entry, arrays):
                     value = np.array(int(value) << 16, np.uint32).view(np.float32)
                 total[o, i] += np.float32(value)
                 continue
-            place = (o // 32, i // term["group_size"] if term["group_size"] else 0, o % 32)
+            m4 = term["scale_type"] == "m4"
+            size = term["super_size"] if m4 else term["group_size"]
+            place = (o // 32, i // size if size else 0, o % 32)
             table = int(field["selectors"][place]) if "selectors" in field else 0
-            value = field["levels"][table, code_at(field["codes"], term["bits"], o, i)]
+            if term.get("packing") == "base3":
+                code = base3_code_at(field["codes"], o, i)
+            else:
+                code = code_at(field["codes"], term["bits"], o, i)
+            value = field["levels"][table, code]
+            if m4:
+                value *= np.float32(multiplier_at(field["multipliers"], o, i // term["group_size"]))
             if "zero_points" in field:
                 value -= np.float32(field["zero_points"][place])
             scale = decoded_scale(field["scales"][place], term["scale_type"])
@@ -111,11 +130,59 @@ def test_offsets_and_odd_widths_read_by_the_page_alone(tmp_path, rng):
     np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), matrix.dequantize())
 
 
+def test_a_base3_matrix_written_by_hand_reads_as_the_page_says(tmp_path):
+    """Bytes by hand: 17 rows of 20 inputs are one vector for each of two tiles; padding is 121."""
+    codes = np.full((1, 1, 2, 64), 121, np.uint8)
+    codes[0, 0, 0, 0] = 0 + 3 * 1 + 9 * 2 + 27 * 0 + 81 * 2  # row 0, inputs 0, 4, 8, 12, 16
+    codes[0, 0, 0, 4 * 15 + 3] = 2  # row 15, inputs 3, 7, ..: 2, then 0
+    codes[0, 0, 1, 0 + 1] = 242  # row 16, inputs 1, 5, ..: all 2
+    scales = np.zeros((1, 1, 32), np.float16)
+    scales[0, 0, [0, 15, 16]] = 2, -1, 0.5
+    levels = np.array([[-1, 0, 1]], np.float32)
+    term = CodeTerm(2, levels, codes, scales, "fp16", 0, packing="base3")
+    expected = np.zeros((17, 20), np.float32)
+    expected[0, ::4] = -2, 0, 2, -2, 2
+    expected[15, 3::4] = -1, 1, 1, 1, 1
+    expected[16, 1::4] = 0.5
+    matrix = PackedMatrix(17, 20, (term,))
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), expected)
+
+
+def test_an_m4_matrix_written_by_hand_reads_as_the_page_says(tmp_path):
+    """17 rows of 128 inputs, 4 bits, groups of 32, super-groups of 64."""
+    codes = np.full((1, 4, 2, 256), 0x88, np.uint8)  # code 8, level 0
+    codes[0, 0, 0, 0] = 0x98  # row 0, input 4: code 9
+    codes[0, 3, 1, 64 * 3 + 2] = 0x80  # row 16, input 96 + 24 + 2: code 0
+    multipliers = np.zeros((1, 4, 16), np.uint8)
+    multipliers[0, 0, 0] = 0x03  # row 0, group 0
+    multipliers[0, 3, 0] = 0xF0  # row 16, group 3
+    scales = np.zeros((1, 2, 32), np.float16)
+    scales[0, 0, 0], scales[0, 1, 16] = 0.25, -2
+    levels = np.arange(-8, 8, dtype=np.float32)[None]
+    term = CodeTerm(4, levels, codes, scales, "m4", 32, multipliers=multipliers, super_size=64)
+    expected = np.zeros((17, 128), np.float32)
+    expected[0, 4], expected[16, 122] = 0.25 * (3 * 1), -2 * (15 * -8)
+    matrix = PackedMatrix(17, 128, (term,))
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), expected)
+
+
 def test_the_page_lists_what_the_files_hold():
     from pathlib import Path
 
     page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    for word in ("codes", "scales", "zero_points", "offsets", "selectors", "levels", "values"):
+    for word in (
+        "codes",
+        "scales",
+        "zero_points",
+        "offsets",
+        "selectors",
+        "levels",
+        "values",
+        "multipliers",
+        "super_size",
+    ):
         assert f"`{word}`" in page
-    for scale_type in ("fp16", "fp32", "e8m0", "e4m3"):
+    for scale_type in ("fp16", "fp32", "e8m0", "e4m3", "m4"):
         assert f"| `{scale_type}` |" in page

@@ -5,6 +5,7 @@ fp16   float16   signed; largest 65504, smallest 2**-24
 fp32   float32   signed
 e8m0   uint8     2**(code - 127), no sign, no zero (OCP Microscaling Formats v1.0 section 5.4.1)
 e4m3   uint8     e4m3fn: signed, largest 448, smallest 2**-9 (NVFP4; pair it with a scale per tensor)
+m4     float16   of a super-group, as fp16; its groups have 4-bit multipliers (multipliers.py)
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.formats.minifloat import E8M0, minifloat
 
-SCALE_TYPES = ("fp16", "fp32", "e8m0", "e4m3")
-SCALE_BITS = {"fp16": 16, "fp32": 32, "e8m0": 8, "e4m3": 8, "none": 0}
-SCALE_MAX = {"fp16": 65504.0, "fp32": float(np.finfo(np.float32).max), "e8m0": 2.0**127, "e4m3": 448.0}
+SCALE_TYPES = ("fp16", "fp32", "e8m0", "e4m3", "m4")
+SCALE_BITS = {"fp16": 16, "fp32": 32, "e8m0": 8, "e4m3": 8, "m4": 16, "none": 0}
+SCALE_MAX = {
+    "fp16": 65504.0,
+    "fp32": float(np.finfo(np.float32).max),
+    "e8m0": 2.0**127,
+    "e4m3": 448.0,
+    "m4": 65504.0,
+}
 
 _E4M3 = minifloat(4, 3, specials="fn")
 _E8M0_VALUES = np.ldexp(1.0, np.arange(255) - 127).astype(np.float32)
@@ -50,7 +57,7 @@ def encode_scales(scales: np.ndarray, scale_type: str) -> np.ndarray:
         stored = _E4M3.encode(wide)
         bad = (stored & 127) == 127
     else:
-        dtype = np.float16 if scale_type == "fp16" else np.float32
+        dtype = np.float32 if scale_type == "fp32" else np.float16
         with np.errstate(over="ignore"):
             stored = wide.astype(dtype)
         bad = np.isinf(stored)
@@ -70,7 +77,7 @@ def decode_scales(stored: np.ndarray, scale_type: str) -> np.ndarray:
     """
     check_scale_type(scale_type)
     stored = np.asarray(stored)
-    want = np.dtype({"fp16": np.float16, "fp32": np.float32}.get(scale_type, np.uint8))
+    want = np.dtype({"fp16": np.float16, "fp32": np.float32, "m4": np.float16}.get(scale_type, np.uint8))
     if stored.dtype != want:
         raise FormatError(f"decode_scales({scale_type}): storage is {stored.dtype}, it must be {want}")
     if scale_type == "e8m0":

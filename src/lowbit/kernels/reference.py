@@ -7,7 +7,8 @@ too, level = unit * integer (see `integer_levels`), so that the sums
 
     P[t, o] = sum over i of a[t, i] * (integer[o, i] - zero_point[o])      over one segment of inputs
 
-are exact. A segment is the intersection of an activation group and a weight group. The result is
+are exact. With m4 scales the integers are multiplier * integer, and the weight groups are the super-groups.
+A segment is the intersection of an activation group and a weight group. The result is
 
     sum over segments of  activation_scale * (scale * tensor_scale * unit * P + offset * sum of a)
 
@@ -19,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.packed import CodeTerm, PackedMatrix, unpack_codes, unpack_groups
+from lowbit.packed import CodeTerm, PackedMatrix, unpack_groups, unpack_multipliers
 
 ACTIVATION_GROUP = 64
 LIMB_BASE = 128
@@ -90,8 +91,10 @@ def segments(in_features: int, group_size: int) -> list[tuple[int, int]]:
 
 
 def integer_weights(term: CodeTerm, out_features: int, in_features: int) -> tuple[np.ndarray, float]:
-    """(int64 [out_features, in_features], unit): the integers of the dot products, less zero-points."""
-    codes = unpack_codes(term.codes, out_features, in_features, term.bits)
+    """(int64 [out_features, in_features], unit): the integers of the dot products, less zero-points and times
+    the multipliers of m4 scales.
+    """
+    codes = term.unpack(out_features, in_features)
     integers, unit = integer_levels(term.levels)
     if term.selectors is None:
         weights = integers[0][codes]
@@ -99,6 +102,9 @@ def integer_weights(term: CodeTerm, out_features: int, in_features: int) -> tupl
         weights = integers[_per_input(term.selectors, out_features, in_features), codes]
     if term.zero_points is not None:
         weights = weights - _per_input(term.zero_points, out_features, in_features).astype(np.int64)
+    if term.multipliers is not None:
+        factors = unpack_multipliers(term.multipliers, out_features).astype(np.int64)
+        weights = weights * np.repeat(factors, term.group_size, axis=1)
     return weights, unit
 
 
@@ -133,7 +139,7 @@ def matmul_tolerance(x: np.ndarray, matrix: PackedMatrix, activation_bits: int |
     lengths = [8]
     for term in matrix.terms:
         if isinstance(term, CodeTerm):
-            lengths.append(len(segments(matrix.in_features, term.group_size)) + 8)
+            lengths.append(len(segments(matrix.in_features, term.scale_size)) + 8)
         else:
             lengths.append(matrix.in_features)
     roundings = sum(lengths)
@@ -160,13 +166,13 @@ def _product(
         integers, scales = quantize_activations(x, activation_bits)
         integers = absolute(integers)
         weights, unit = integer_weights(term, out_features, in_features)
-        sums = integer_products(integers, absolute(weights), term.group_size)
+        sums = integer_products(integers, absolute(weights), term.scale_size)
         weight_scales = absolute(term.effective_scales(out_features).astype(np.float64)) * unit
         offsets = None
         if term.offsets is not None:
             offsets = absolute(unpack_groups(term.offsets, out_features).astype(np.float64))
-        for (begin, end), total in zip(segments(in_features, term.group_size), sums, strict=True):
-            group = begin // term.group_size if term.group_size else 0
+        for (begin, end), total in zip(segments(in_features, term.scale_size), sums, strict=True):
+            group = begin // term.scale_size if term.scale_size else 0
             part = total * weight_scales[:, group]
             if offsets is not None:
                 part = part + integers[:, begin:end].sum(axis=1, keepdims=True) * offsets[:, group]

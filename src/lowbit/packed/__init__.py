@@ -1,5 +1,6 @@
 """How codes lie in memory: the PackedMatrix, its layout, and the files that hold it."""
 
+from lowbit.packed.base3 import base3_shape, pack_base3, unpack_base3
 from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.layout import (
     BLOCK_ROWS,
@@ -9,9 +10,11 @@ from lowbit.packed.layout import (
     group_count,
     pack_codes,
     pack_groups,
+    pack_multipliers,
     pack_values,
     unpack_codes,
     unpack_groups,
+    unpack_multipliers,
     unpack_values,
 )
 from lowbit.packed.matrix import KINDS, PackedMatrix
@@ -30,14 +33,19 @@ __all__ = [
     "TensorFile",
     "TensorWriter",
     "Term",
+    "base3_shape",
     "check_group_size",
     "codes_shape",
     "group_count",
+    "pack_base3",
     "pack_codes",
     "pack_groups",
+    "pack_multipliers",
     "pack_values",
     "planned_arrays",
+    "unpack_base3",
     "unpack_codes",
     "unpack_groups",
+    "unpack_multipliers",
     "unpack_values",
 ]

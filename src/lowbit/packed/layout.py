@@ -195,6 +195,26 @@ def unpack_groups(packed: np.ndarray, out_features: int) -> np.ndarray:
     return np.ascontiguousarray(packed.transpose(0, 2, 1).reshape(blocks * rows, groups)[:out_features])
 
 
+def pack_multipliers(multipliers: np.ndarray) -> np.ndarray:
+    """4-bit multipliers of m4 scales, uint8 [out_features, groups], to [blocks, groups, 16].
+
+    Byte r of a group has row r of tile 0 in its low nibble and row r of tile 1 in its high one. Padded rows
+    hold 0. Raises FormatError for a multiplier above 15.
+    """
+    if multipliers.dtype != np.uint8 or int(multipliers.max(initial=0)) > 15:
+        raise FormatError(
+            f"pack_multipliers: received {multipliers.dtype} up to {multipliers.max(initial=0)}; "
+            "give uint8, 0 to 15"
+        )
+    rows = pack_groups(multipliers)
+    return rows[:, :, :TILE_ROWS] | rows[:, :, TILE_ROWS:] << 4
+
+
+def unpack_multipliers(packed: np.ndarray, out_features: int) -> np.ndarray:
+    """Undo `pack_multipliers`: uint8 [out_features, groups]."""
+    return unpack_groups(np.concatenate([packed & 15, packed >> 4], axis=2), out_features)
+
+
 def pack_values(values: np.ndarray) -> np.ndarray:
     """Plain float weights [out_features, in_features] to [blocks, in_features, 32], padded rows 0."""
     return pack_groups(values)
