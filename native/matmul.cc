@@ -45,7 +45,7 @@ void block_product(const Product& p, size_t block, const Activations& a, MatmulS
     const size_t count = std::min(kTokens, a.tokens - first);
     std::memset(acc, 0, count * kBlockRows * sizeof(float));
     for (const CodeTerm& t : m.codes) {
-      if (a.tokens == 1 && t.group_size % kChunk == 0) {
+      if (a.tokens == 1 && t.group_size % kChunk == 0 && !t.base3 && !t.multipliers) {
         kernels.gemv(t, block, a, 0, acc);
       } else {
         if (first == 0 || m.codes.size() > 1) kernels.unpack(t, block, chunks, panel);
@@ -63,7 +63,8 @@ size_t Matrix::bytes() const {
   size_t total = 0;
   for (const CodeTerm& t : codes) {
     const size_t groups = blocks() * t.groups * kBlockRows;
-    total += blocks() * chunks() * 2 * 64 * static_cast<size_t>(t.bits) + groups * number_bytes(t.scale_type);
+    total += blocks() * code_block_bytes(t, chunks()) + groups * number_bytes(t.scale_type);
+    if (t.multipliers) total += blocks() * t.multiplier_groups * kTileRows;
     if (t.zero_points) total += groups;
     if (t.selectors) total += groups;
     if (t.offsets) total += groups * number_bytes(t.offset_type);
@@ -176,14 +177,35 @@ float number_at(Number type, const void* base, size_t index) {
   return f;
 }
 
+// The code of input k of a row of a tile; `codes` points at the tile in the block's first chunk or vector.
+size_t code_at(const CodeTerm& t, const uint8_t* codes, size_t row, size_t k) {
+  const size_t byte = 4 * row + k % 4;
+  if (t.base3) {
+    const size_t step = k / 4;
+    return trits_of(codes[step / kTritSteps * 128 + byte]).codes[step % kTritSteps];
+  }
+  // Step s of an n-bit plane lies in vector s * n / 8.
+  const size_t bits = static_cast<size_t>(t.bits), step = k % kChunk / 4;
+  const uint8_t* p = codes + k / kChunk * 2 * 64 * bits + byte;
+  size_t code = 0, position = 0;
+  for (size_t width = 8; width; width /= 2) {
+    if (!(bits & width)) continue;
+    const size_t per_vector = 8 / width;
+    code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1)) << position;
+    position += width;
+    p += 64 * width;
+  }
+  return code;
+}
+
 }  // namespace
 
 void dequantize_row(const Matrix& m, size_t row, float* out) {
   const size_t block = row / kBlockRows, lane = row % kBlockRows, tile = lane / kTileRows;
   std::memset(out, 0, m.in_features * sizeof(float));
   for (const CodeTerm& t : m.codes) {
-    const size_t bits = static_cast<size_t>(t.bits);
-    const uint8_t* codes = t.codes + block * m.chunks() * 2 * 64 * bits + tile * 64 * bits;
+    const uint8_t* codes = t.codes + block * code_block_bytes(t, m.chunks()) +
+                           tile * 64 * (t.base3 ? 1 : static_cast<size_t>(t.bits));
     float scale = 0, zero = 0, offset = 0;
     size_t table = 0;
     for (size_t k = 0; k < m.in_features; ++k) {
@@ -194,18 +216,7 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
         offset = t.offsets ? number_at(t.offset_type, t.offsets, index) : 0;
         table = t.selectors ? 16u * t.selectors[index] : 0;
       }
-      // Byte 4 * row + input of a step's vector; step s of an n-bit plane lies in vector s * n / 8.
-      const uint8_t* p = codes + k / kChunk * 2 * 64 * bits + 4 * (lane % kTileRows) + k % 4;
-      const size_t step = k % kChunk / 4;
-      size_t code = 0, position = 0;
-      for (size_t width = 8; width; width /= 2) {
-        if (!(bits & width)) continue;
-        const size_t per_vector = 8 / width;
-        code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1))
-                << position;
-        position += width;
-        p += 64 * width;
-      }
+      const size_t code = code_at(t, codes, lane % kTileRows, k);
       float level;
       if (t.map == Map::linear)
         level = static_cast<float>(t.step * static_cast<int32_t>(code) + t.base);
@@ -213,6 +224,11 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
         level = static_cast<float>(t.high[table + code] - 128);
       else
         level = static_cast<float>(kLimbBase * (t.high[table + code] - 128) + (t.low[table + code] - 128));
+      if (t.multipliers) {
+        const size_t group = block * t.multiplier_groups + k / t.multiplier_size;
+        const uint8_t pair = t.multipliers[group * kTileRows + lane % kTileRows];
+        level *= static_cast<float>(tile ? pair >> 4 : pair & 15);
+      }
       out[k] += scale * (level - zero) + offset;
     }
   }

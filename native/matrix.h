@@ -37,7 +37,9 @@ enum class Map : uint8_t {
 
 struct CodeTerm {
   int bits;              // width of a stored code, 1..8
-  const uint8_t* codes;  // [blocks][chunks][2][64 * bits]
+  const uint8_t* codes;  // [blocks][chunks][2][64 * bits], or with base3 [blocks][vectors][2][64]
+  bool base3;            // five codes below 3 in a byte; bits is 2
+  size_t vectors;        // base3 only: vectors of a tile, in_features / 20 rounded up
   size_t group_size;     // inputs per scale: a multiple of 16, or the padded row
   size_t groups;         // scales per row
   Number scale_type;
@@ -46,13 +48,36 @@ struct CodeTerm {
   Number offset_type;
   const void* offsets;       // [blocks][groups][32], added to scale * level, or null
   const uint8_t* selectors;  // [blocks][groups][32], which of the tables, or null
-  float unit;                // value of integer level 1, times the tensor's scale
+  // Levels count times a multiplier 0..15 of each `multiplier_size` inputs of a row:
+  // [blocks][in_features / multiplier_size][16], rows of tile 0 in low nibbles, of tile 1 in high ones; or
+  // null.
+  const uint8_t* multipliers;
+  size_t multiplier_size, multiplier_groups;  // inputs, a multiple of 16; in_features / multiplier_size
+  float unit;                                 // value of integer level 1, times the tensor's scale
   Map map;
   int32_t step, base;  // map == linear
   // Tables of (level + 128): the unsigned operand of the dot product. 256 entries, or 4 x 16 with selectors.
   alignas(64) uint8_t high[256];
   alignas(64) uint8_t low[256];  // map == table2 only: 128 * high + low
 };
+
+// Base 3: the five codes c0 .. c4 of a byte, of five consecutive steps.
+struct Trits {
+  uint8_t codes[5];
+};
+constexpr size_t kTritSteps = 5;
+
+constexpr Trits trits_of(uint8_t byte) {
+  const int top = byte >> 6, rest = byte & 63;
+  const int n = top < 3 ? rest : 64 + rest / 3;  // c0 + 3 c1 + 9 c2 + 27 c3
+  return {{static_cast<uint8_t>(n % 3), static_cast<uint8_t>(n / 3 % 3), static_cast<uint8_t>(n / 9 % 3),
+           static_cast<uint8_t>(n / 27 % 3), static_cast<uint8_t>(top < 3 ? top : rest % 3)}};
+}
+
+// Stored bytes of one block of codes.
+inline size_t code_block_bytes(const CodeTerm& t, size_t chunks) {
+  return t.base3 ? t.vectors * 2 * 64 : chunks * 2 * 64 * static_cast<size_t>(t.bits);
+}
 
 struct FloatTerm {
   Number type;         // fp32, fp16, bf16

@@ -131,9 +131,10 @@ struct TileScale {
   F32 scale, zero_point, offset;
 };
 
-// A plain term has a scale only, and neighbouring codes one level apart: nearly every format.
+// A plain term has a scale only, and neighbouring codes one level apart: nearly every format. So has one with
+// multipliers, whose panel holds products.
 inline bool is_plain(const CodeTerm& t) {
-  return !t.zero_points && !t.offsets && (t.map != Map::linear || t.step == 1);
+  return !t.zero_points && !t.offsets && (t.map != Map::linear || t.step == 1 || t.multipliers);
 }
 
 template <bool plain>

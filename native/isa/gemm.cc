@@ -118,7 +118,8 @@ void product_any(const CodeTerm& t, size_t block, const uint8_t* panel, const Ac
 void gemm(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
           size_t count, float* acc) {
   if (t.map == Map::table2) return product_any<Map::table2, false>(t, block, panel, a, first, count, acc);
-  if (t.map == Map::table1) return product_any<Map::table1, false>(t, block, panel, a, first, count, acc);
+  if (t.map == Map::table1 || t.multipliers)  // products of levels and multipliers, plus 128
+    return product_any<Map::table1, false>(t, block, panel, a, first, count, acc);
   if (t.bits == 8) return product_any<Map::linear, false>(t, block, panel, a, first, count, acc);
   return product_any<Map::linear, true>(t, block, panel, a, first, count, acc);
 }

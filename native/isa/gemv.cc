@@ -63,6 +63,49 @@ void unpack(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
   }
 }
 
+// A table of the five codes of every byte of base 3.
+struct TritTable {
+  Trits of[256];
+};
+constexpr TritTable make_trits() {
+  TritTable table = {};
+  for (int byte = 0; byte < 256; ++byte) table.of[byte] = trits_of(static_cast<uint8_t>(byte));
+  return table;
+}
+constexpr TritTable kTrits = make_trits();
+
+void unpack_base3(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
+  const uint8_t* codes = t.codes + block * code_block_bytes(t, chunks);
+  uint8_t* low_panel = panel + chunks * kChunk * kBlockRows;
+  for (size_t step = 0; step < chunks * kSteps; ++step) {
+    const size_t vector = step / kTritSteps, place = step % kTritSteps;
+    for (size_t byte = 0; byte < 128; ++byte) {
+      const size_t code = vector < t.vectors ? kTrits.of[codes[vector * 128 + byte]].codes[place] : 1;
+      panel[step * 128 + byte] = t.map == Map::linear ? static_cast<uint8_t>(code) : t.high[code];
+      if (t.map == Map::table2) low_panel[step * 128 + byte] = t.low[code];
+    }
+  }
+}
+
+}  // namespace
+
+void multiply_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
+  const int step = t.map == Map::linear ? t.step : 1, base = t.map == Map::linear ? t.base : -128;
+  for (size_t k = 0; k < chunks * kChunk; k += 4) {
+    const size_t group = k / t.multiplier_size;
+    if (group >= t.multiplier_groups) break;  // padding: the activations there are zero
+    const uint8_t* pairs = t.multipliers + (block * t.multiplier_groups + group) * kTileRows;
+    uint8_t* row = panel + k * kBlockRows;
+    for (size_t byte = 0; byte < 128; ++byte) {
+      const uint8_t pair = pairs[byte / 4 % kTileRows];
+      const int multiplier = byte / 64 ? pair >> 4 : pair & 15;
+      row[byte] = static_cast<uint8_t>(multiplier * (step * row[byte] + base) + 128);
+    }
+  }
+}
+
+namespace {
+
 template <int bits, Map map, bool selected, int limbs, bool plain>
 void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
   constexpr int weight_limbs = kWeightLimbs<map>;
@@ -145,6 +188,7 @@ CodeKernels kernels_of(const CodeTerm& t, int limbs) {
 }  // namespace
 
 CodeKernels code_kernels(const CodeTerm& t, int limbs) {
+  if (t.base3) return {nullptr, unpack_base3};
   switch (t.bits) {
     case 1:
       return kernels_of<1>(t, limbs);

@@ -54,6 +54,7 @@ void gemv_any(const CodeTerm& t, size_t block, const Activations& a, size_t toke
 
 void unpack_any(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
   code_kernels(t, 1).unpack(t, block, chunks, panel);
+  if (t.multipliers) multiply_panel(t, block, chunks, panel);
 }
 
 constexpr size_t kReadAhead = 4096;  // as the products do: see gemv.cc
