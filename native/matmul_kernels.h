@@ -26,6 +26,9 @@ struct MatmulKernels {
   uint64_t (*read_memory)(const uint8_t* p, size_t bytes);
   int64_t (*dot_rounds)(size_t rounds);
   size_t dots_per_round;  // int8 multiply-adds in a round
+  // The same with fused multiply-adds of float32: the peak of products with float weights.
+  float (*fma_rounds)(size_t rounds);
+  size_t fmas_per_round;
 };
 
 // The table of the active instruction set.

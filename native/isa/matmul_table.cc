@@ -75,27 +75,53 @@ uint64_t read_memory(const uint8_t* p, size_t bytes) {
   return sum;
 }
 
-constexpr size_t kChains = 12;  // independent sums, enough to hide the latency of a dot product
+// Independent sums, enough to hide the latency of a dot product (ten cycles' worth of two a cycle) and few
+// enough for the registers: AVX2 has 16 of half the size.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr size_t kChains = 4;
+#else
+constexpr size_t kChains = 12;
+#endif
 
 int64_t dot_rounds(size_t rounds) {
-  alignas(64) uint8_t w[64];
+  // Weights change from round to round, so that no product of AVX2's three instructions leaves the loop; four
+  // rounds at a time keep the sums where they are instead of copying them at each turn.
+  constexpr size_t kWeights = 64;
+  alignas(64) uint8_t w[kWeights * 64];
   alignas(64) int8_t x[4 * kChains];
-  for (int i = 0; i < 64; ++i) w[i] = static_cast<uint8_t>(i);
+  for (size_t i = 0; i < sizeof w; ++i) w[i] = static_cast<uint8_t>(3 * i);
   for (size_t i = 0; i < sizeof x; ++i) x[i] = static_cast<int8_t>(i);
-  I32 acc[kChains];
-  I32 operand[kChains];
-  for (size_t c = 0; c < kChains; ++c) acc[c] = zero_i32(), operand[c] = broadcast4(x + 4 * c);
-  U8 weights = load_u8(w);
+  I32 acc[kChains], operand[kChains];
+  unroll<kChains>([&](auto c) {
+    acc[c] = zero_i32();
+    operand[c] = broadcast4(x + 4 * c);
+  });
+  for (size_t r = 0; r < rounds; r += 4) {
+    const uint8_t* at = w + r % kWeights * 64;
+    unroll<4>([&](auto round) {
+      const U8 weights = load_u8(at + round * 64);
+      unroll<kChains>([&](auto c) { acc[c] = dot4(acc[c], weights, operand[c]); });
+    });
+  }
+  int64_t sum = 0;
+  unroll<kChains>([&](auto c) {
+    int32_t out[16];
+    store_i32(out, acc[c]);
+    for (int32_t lane : out) sum += lane;
+  });
+  return sum;
+}
+
+float fma_rounds(size_t rounds) {
+  F32 acc[kChains];
+  for (size_t c = 0; c < kChains; ++c) acc[c] = set1(static_cast<float>(c));
+  const F32 factor = set1(0.5f), term = set1(1.0f);  // tends to 2: no sum becomes infinite or denormal
   for (size_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 12
-    for (size_t c = 0; c < kChains; ++c) acc[c] = dot4(acc[c], weights, operand[c]);
+    for (size_t c = 0; c < kChains; ++c) acc[c] = fma(acc[c], factor, term);
   }
-  int32_t out[16];
-  int64_t sum = 0;
-  for (I32& a : acc) {
-    store_i32(out, a);
-    for (int32_t lane : out) sum += lane;
-  }
+  float sum = 0;
+  for (F32& a : acc) sum += reduce_add(a);
   return sum;
 }
 
@@ -103,8 +129,8 @@ int64_t dot_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv_any,    unpack_any, gemm,        float_product,
-          kFloatBlocks, read_memory, dot_rounds, kChains * 64};
+  return {quantize_row, gemv_any,   unpack_any,   gemm,       float_product, kFloatBlocks,
+          read_memory,  dot_rounds, kChains * 64, fma_rounds, kChains * 16};
 }
 
 }  // namespace lowbit::LOWBIT_ISA
