@@ -1,16 +1,13 @@
-// Python's view of matrices, products, threads and the machine's limits. All validation of array sizes
-// is here; the kernels trust their arguments.
+// Python's view of products, threads and the machine's limits. Sizes of arrays are checked here and in
+// bind_terms.cc; the kernels trust their arguments.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <cstring>
-#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -24,187 +21,7 @@ using namespace lowbit;
 
 namespace {
 
-using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using FloatArray = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-Number number_named(const std::string& name) {
-  if (name == "fp32") return Number::fp32;
-  if (name == "fp16") return Number::fp16;
-  if (name == "bf16") return Number::bf16;
-  if (name == "e8m0") return Number::e8m0;
-  if (name == "e4m3") return Number::e4m3;
-  throw nb::value_error(("number type '" + name + "' is not one of fp32, fp16, bf16, e8m0, e4m3").c_str());
-}
-
-const void* checked(const char* what, const AnyArray& array, size_t bytes) {
-  if (array.nbytes() == bytes) return array.data();
-  throw nb::value_error((std::string("Matrix: ") + what + " has " + std::to_string(array.nbytes()) +
-                         " bytes, its shape needs " + std::to_string(bytes))
-                            .c_str());
-}
-
-// Chooses how levels become integers: an arithmetic progression stays linear; levels that are integers of
-// at most 127 times a power of two fit one byte; all others take two limbs, within peak / 32512 of exact.
-void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, float tensor_scale) {
-  float peak = 0;
-  for (size_t i = 0; i < tables * count; ++i) {
-    if (!std::isfinite(levels[i])) throw nb::value_error("Matrix: levels must be finite");
-    peak = std::max(peak, std::fabs(levels[i]));
-  }
-  if (peak == 0) throw nb::value_error("Matrix: levels must not all be zero");
-  const auto integral = [&](float unit, float limit) {
-    for (size_t i = 0; i < tables * count; ++i) {
-      const float q = levels[i] / unit;
-      if (q != std::nearbyint(q) || std::fabs(q) > limit) return false;
-    }
-    return true;
-  };
-  float unit = 0;
-  if (tables == 1 && integral(1.0f, 65536.0f)) {
-    const int base = static_cast<int>(levels[0]);
-    const int step = count > 1 ? static_cast<int>(levels[1]) - base : 1;
-    bool linear = step != 0 && std::abs(step) < 256 && std::abs(base) <= 256;
-    for (size_t i = 0; i < count; ++i)
-      linear = linear && levels[i] == static_cast<float>(base + step * static_cast<int>(i));
-    if (linear) {
-      t.map = Map::linear;
-      t.step = step;
-      t.base = base;
-      t.unit = tensor_scale;
-      return;
-    }
-  }
-  for (int power = 8; power >= -24 && unit == 0; --power)
-    if (integral(std::ldexp(1.0f, power), 127.0f)) unit = std::ldexp(1.0f, power);
-  t.map = unit != 0 ? Map::table1 : Map::table2;
-  if (unit == 0) {  // a power of two that makes them exact, if there is one; else the finest grid
-    for (int power = 8; power >= -24 && unit == 0; --power)
-      if (integral(std::ldexp(1.0f, power), static_cast<float>(kLimbMax))) unit = std::ldexp(1.0f, power);
-    if (unit == 0) unit = peak / static_cast<float>(kLimbMax);
-  }
-  t.unit = unit * tensor_scale;
-  std::memset(t.high, 128, sizeof t.high);
-  std::memset(t.low, 128, sizeof t.low);
-  const size_t stride = tables > 1 ? 16 : 256;
-  for (size_t table = 0; table < tables; ++table) {
-    for (size_t i = 0; i < count; ++i) {
-      const int q = static_cast<int>(std::nearbyint(levels[table * count + i] / unit));
-      const int high = t.map == Map::table2 ? static_cast<int>(std::floor((q + 64) / 128.0)) : q;
-      t.high[table * stride + i] = static_cast<uint8_t>(high + 128);
-      if (t.map == Map::table2) t.low[table * stride + i] = static_cast<uint8_t>(q - kLimbBase * high + 128);
-    }
-  }
-  // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
-}
-
-// How codes lie in memory: planes, or base 3 with five ternary codes in a byte.
-void set_packing(CodeTerm& t, const std::string& packing, size_t in_features) {
-  if (packing == "planes") return;
-  if (packing != "base3")
-    throw nb::value_error(("Matrix: packing '" + packing + "' is not one of planes, base3").c_str());
-  if (t.bits != 2)
-    throw nb::value_error(
-        ("Matrix: packing base3 holds 2-bit codes below 3, received bits=" + std::to_string(t.bits)).c_str());
-  if (t.groups > 1 && t.group_size % kActivationGroup != 0)
-    throw nb::value_error(("Matrix: packing base3 needs group_size 0 or a multiple of 64, received " +
-                           std::to_string(t.group_size) + "; store planes")
-                              .c_str());
-  t.base3 = true;
-  t.vectors = round_up(in_features, 4 * kTritSteps) / (4 * kTritSteps);
-}
-
-// Checks the groups that share a multiplier. Products of level and multiplier have to fit a signed byte.
-void set_multipliers(CodeTerm& t, size_t size, size_t entries, size_t in_features) {
-  if (t.zero_points || t.offsets || t.selectors || t.base3)
-    throw nb::value_error(
-        "Matrix: multipliers go with planes of codes without zero points, offsets and tables");
-  if (size == 0 || size % kSumStride != 0 || in_features % size != 0 ||
-      (t.groups > 1 && (t.group_size % size != 0 || t.group_size % kActivationGroup != 0)))
-    throw nb::value_error(
-        ("Matrix: multiplier_size=" + std::to_string(size) +
-         " must be a multiple of 16 that divides in_features=" + std::to_string(in_features) +
-         " and group_size=" + std::to_string(t.groups > 1 ? t.group_size : 0) +
-         ", which must be 0 or a multiple of 64")
-            .c_str());
-  int largest = 0;
-  for (size_t i = 0; i < entries; ++i) {
-    const int level = t.map == Map::linear ? t.step * static_cast<int>(i) + t.base : t.high[i] - 128;
-    largest = std::max(largest, std::abs(level));
-  }
-  if (t.map == Map::table2 || largest * 15 > 127)
-    throw nb::value_error("Matrix: multipliers of up to 15 need integer levels from -8 to 8; use fewer bits");
-  t.multiplier_size = size;
-  t.multiplier_groups = in_features / size;
-}
-
-void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type,
-                   AnyArray scales, size_t group_size, FloatArray levels, float tensor_scale,
-                   std::optional<AnyArray> zero_points, const std::string& offset_type,
-                   std::optional<AnyArray> offsets, std::optional<AnyArray> selectors,
-                   const std::string& packing, std::optional<AnyArray> multipliers, size_t multiplier_size) {
-  Matrix& m = self.matrix;
-  if (bits < 1 || bits > 8)
-    throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
-  CodeTerm t = {};
-  t.bits = bits;
-  const size_t padded = m.chunks() * kChunk;
-  if (group_size != 0 && (group_size % kSumStride != 0 || m.in_features % group_size != 0) &&
-      group_size < m.in_features)
-    throw nb::value_error(("Matrix: group_size=" + std::to_string(group_size) +
-                           " must be a multiple of 16 that divides in_features=" +
-                           std::to_string(m.in_features) + ", or 0 for the whole row")
-                              .c_str());
-  const bool row = group_size == 0 || group_size >= m.in_features;
-  t.group_size = row ? padded : group_size;
-  t.groups = row ? 1 : m.in_features / group_size;
-  set_packing(t, packing, m.in_features);
-  t.codes =
-      static_cast<const uint8_t*>(checked("codes", codes, m.blocks() * code_block_bytes(t, m.chunks())));
-  const size_t count = m.blocks() * t.groups * kBlockRows;
-  t.scale_type = number_named(scale_type);
-  t.scales = checked("scales", scales, count * number_bytes(t.scale_type));
-  if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
-  t.offset_type = number_named(offset_type);
-  if (offsets) t.offsets = checked("offsets", *offsets, count * number_bytes(t.offset_type));
-  const size_t tables = levels.shape(0), entries = levels.shape(1), most = t.base3 ? 3 : size_t{1} << bits;
-  if (tables < 1 || tables > 4 || entries < 2 || entries > most)
-    throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
-                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(most) + "]")
-                              .c_str());
-  if (selectors) {
-    if (bits > 4 || t.base3)
-      throw nb::value_error("Matrix: several tables need codes of at most 4 bits in planes");
-    t.selectors = static_cast<const uint8_t*>(checked("selectors", *selectors, count));
-    for (size_t i = 0; i < count; ++i)
-      if (t.selectors[i] >= tables)
-        throw nb::value_error(("Matrix: selector " + std::to_string(t.selectors[i]) + " but there are " +
-                               std::to_string(tables) + " tables")
-                                  .c_str());
-  } else if (tables > 1) {
-    throw nb::value_error("Matrix: several tables need selectors");
-  }
-  set_levels(t, levels.data(), tables, entries, tensor_scale);
-  if (multipliers) {
-    set_multipliers(t, multiplier_size, entries, m.in_features);
-    t.multipliers = static_cast<const uint8_t*>(
-        checked("multipliers", *multipliers, m.blocks() * t.multiplier_groups * kTileRows));
-  }
-  m.codes.push_back(t);
-  for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points,
-                            offsets, selectors, multipliers})
-    if (array) self.arrays.push_back(nb::cast(*array));
-}
-
-void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values) {
-  Matrix& m = self.matrix;
-  const Number number = number_named(type);
-  if (number != Number::fp32 && number != Number::fp16 && number != Number::bf16)
-    throw nb::value_error("Matrix: a float term is fp32, fp16 or bf16");
-  const void* data =
-      checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
-  m.floats.push_back({number, data});
-  self.arrays.push_back(nb::cast(values));
-}
 
 template <typename T>
 nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shape) {
@@ -307,24 +124,6 @@ double measure_int8_peak(double seconds) {
   return best;
 }
 
-// Best rate of float32 multiply-adds of all threads together: the bound of many tokens with float weights.
-double measure_float_peak(double seconds) {
-  nb::gil_scoped_release release;
-  const MatmulKernels& kernels = matmul_kernels();
-  constexpr size_t kRounds = 1 << 18;
-  double best = 0;
-  std::vector<float> sums(1024);
-  const std::shared_ptr<Team> crew = team();
-  const auto begin = std::chrono::steady_clock::now();
-  do {
-    const auto start = std::chrono::steady_clock::now();
-    crew->run([&](const Member& member) { sums[member.id] = kernels.fma_rounds(kRounds); });
-    const double work = static_cast<double>(kRounds * kernels.fmas_per_round * crew->size());
-    best = std::max(best, work / seconds_since(start));
-  } while (seconds_since(begin) < seconds);
-  return sums[0] > 0 ? best : 0;
-}
-
 }  // namespace
 
 void bind_matmul(nb::module_& m) {
@@ -350,7 +149,8 @@ void bind_matmul(nb::module_& m) {
       },
       nb::arg("threads"), "Use this many threads from now on; 0 means the default.");
 
-  nb::class_<BoundMatrix>(m, "Matrix")
+  nb::class_<BoundMatrix> matrix(m, "Matrix");
+  matrix
       .def(
           "__init__",
           [](BoundMatrix* self, size_t out_features, size_t in_features) {
@@ -364,16 +164,11 @@ void bind_matmul(nb::module_& m) {
             self->matrix.in_features = in_features;
           },
           nb::arg("out_features"), nb::arg("in_features"))
-      .def("add_code_term", &add_code_term, nb::arg("bits"), nb::arg("codes"), nb::arg("scale_type"),
-           nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
-           nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
-           nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none(), nb::arg("packing") = "planes",
-           nb::arg("multipliers") = nb::none(), nb::arg("multiplier_size") = 0)
-      .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"))
       .def_prop_ro(
           "shape",
           [](const BoundMatrix& b) { return nb::make_tuple(b.matrix.out_features, b.matrix.in_features); })
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
+  bind_terms(matrix);
 
   m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,
         "x float32 [n, in] times the matrix: float32 [n, out].");
@@ -382,6 +177,4 @@ void bind_matmul(nb::module_& m) {
         "Best rate of reading a buffer of `bytes` with all threads, in bytes per second.");
   m.def("measure_int8_peak", &measure_int8_peak, nb::arg("seconds"),
         "Best rate of int8 multiply-adds of all threads together, per second.");
-  m.def("measure_float_peak", &measure_float_peak, nb::arg("seconds"),
-        "Best rate of float32 multiply-adds of all threads together, per second.");
 }

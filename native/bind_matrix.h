@@ -15,3 +15,6 @@ struct BoundMatrix {
 };
 
 }  // namespace lowbit
+
+// Adds the calls that give a matrix its terms.
+void bind_terms(nanobind::class_<lowbit::BoundMatrix>& matrix);

@@ -1,0 +1,164 @@
+// Python bindings of the terms of a Matrix. Everything that a kernel relies on is checked here, once.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+#include <string>
+
+#include "bind_matrix.h"
+
+namespace nb = nanobind;
+using namespace lowbit;
+
+namespace {
+
+using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using FloatArray = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+Number number_named(const std::string& name) {
+  if (name == "fp32") return Number::fp32;
+  if (name == "fp16") return Number::fp16;
+  if (name == "bf16") return Number::bf16;
+  if (name == "e8m0") return Number::e8m0;
+  if (name == "e4m3") return Number::e4m3;
+  throw nb::value_error(("number type '" + name + "' is not one of fp32, fp16, bf16, e8m0, e4m3").c_str());
+}
+
+const void* checked(const char* what, const AnyArray& array, size_t bytes) {
+  if (array.nbytes() == bytes) return array.data();
+  throw nb::value_error((std::string("Matrix: ") + what + " has " + std::to_string(array.nbytes()) +
+                         " bytes, its shape needs " + std::to_string(bytes))
+                            .c_str());
+}
+
+// Chooses how levels become integers: an arithmetic progression stays linear; levels that are integers of
+// at most 127 times a power of two fit one byte; all others take two limbs, within peak / 32512 of exact.
+void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, float tensor_scale) {
+  float peak = 0;
+  for (size_t i = 0; i < tables * count; ++i) {
+    if (!std::isfinite(levels[i])) throw nb::value_error("Matrix: levels must be finite");
+    peak = std::max(peak, std::fabs(levels[i]));
+  }
+  if (peak == 0) throw nb::value_error("Matrix: levels must not all be zero");
+  const auto integral = [&](float unit, float limit) {
+    for (size_t i = 0; i < tables * count; ++i) {
+      const float q = levels[i] / unit;
+      if (q != std::nearbyint(q) || std::fabs(q) > limit) return false;
+    }
+    return true;
+  };
+  float unit = 0;
+  if (tables == 1 && integral(1.0f, 65536.0f)) {
+    const int base = static_cast<int>(levels[0]);
+    const int step = count > 1 ? static_cast<int>(levels[1]) - base : 1;
+    bool linear = step != 0 && std::abs(step) < 256 && std::abs(base) <= 256;
+    for (size_t i = 0; i < count; ++i)
+      linear = linear && levels[i] == static_cast<float>(base + step * static_cast<int>(i));
+    if (linear) {
+      t.map = Map::linear;
+      t.step = step;
+      t.base = base;
+      t.unit = tensor_scale;
+      return;
+    }
+  }
+  for (int power = 8; power >= -24 && unit == 0; --power)
+    if (integral(std::ldexp(1.0f, power), 127.0f)) unit = std::ldexp(1.0f, power);
+  t.map = unit != 0 ? Map::table1 : Map::table2;
+  if (unit == 0) {  // a power of two that makes them exact, if there is one; else the finest grid
+    for (int power = 8; power >= -24 && unit == 0; --power)
+      if (integral(std::ldexp(1.0f, power), static_cast<float>(kLimbMax))) unit = std::ldexp(1.0f, power);
+    if (unit == 0) unit = peak / static_cast<float>(kLimbMax);
+  }
+  t.unit = unit * tensor_scale;
+  std::memset(t.high, 128, sizeof t.high);
+  std::memset(t.low, 128, sizeof t.low);
+  const size_t stride = tables > 1 ? 16 : 256;
+  for (size_t table = 0; table < tables; ++table) {
+    for (size_t i = 0; i < count; ++i) {
+      const int q = static_cast<int>(std::nearbyint(levels[table * count + i] / unit));
+      const int high = t.map == Map::table2 ? static_cast<int>(std::floor((q + 64) / 128.0)) : q;
+      t.high[table * stride + i] = static_cast<uint8_t>(high + 128);
+      if (t.map == Map::table2) t.low[table * stride + i] = static_cast<uint8_t>(q - kLimbBase * high + 128);
+    }
+  }
+  // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
+}
+
+void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type,
+                   AnyArray scales, size_t group_size, FloatArray levels, float tensor_scale,
+                   std::optional<AnyArray> zero_points, const std::string& offset_type,
+                   std::optional<AnyArray> offsets, std::optional<AnyArray> selectors) {
+  Matrix& m = self.matrix;
+  if (bits < 1 || bits > 8)
+    throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
+  CodeTerm t = {};
+  t.bits = bits;
+  const size_t padded = m.chunks() * kChunk;
+  if (group_size != 0 && (group_size % kSumStride != 0 || m.in_features % group_size != 0) &&
+      group_size < m.in_features)
+    throw nb::value_error(("Matrix: group_size=" + std::to_string(group_size) +
+                           " must be a multiple of 16 that divides in_features=" +
+                           std::to_string(m.in_features) + ", or 0 for the whole row")
+                              .c_str());
+  const bool row = group_size == 0 || group_size >= m.in_features;
+  t.group_size = row ? padded : group_size;
+  t.groups = row ? 1 : m.in_features / group_size;
+  t.codes = static_cast<const uint8_t*>(
+      checked("codes", codes, m.blocks() * m.chunks() * 2 * 64 * static_cast<size_t>(bits)));
+  const size_t count = m.blocks() * t.groups * kBlockRows;
+  t.scale_type = number_named(scale_type);
+  t.scales = checked("scales", scales, count * number_bytes(t.scale_type));
+  if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
+  t.offset_type = number_named(offset_type);
+  if (offsets) t.offsets = checked("offsets", *offsets, count * number_bytes(t.offset_type));
+  const size_t tables = levels.shape(0), entries = levels.shape(1);
+  if (tables < 1 || tables > 4 || entries < 2 || entries > (size_t{1} << bits))
+    throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
+                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(1 << bits) +
+                           "]")
+                              .c_str());
+  if (selectors) {
+    if (bits > 4) throw nb::value_error("Matrix: several tables need codes of at most 4 bits");
+    t.selectors = static_cast<const uint8_t*>(checked("selectors", *selectors, count));
+    for (size_t i = 0; i < count; ++i)
+      if (t.selectors[i] >= tables)
+        throw nb::value_error(("Matrix: selector " + std::to_string(t.selectors[i]) + " but there are " +
+                               std::to_string(tables) + " tables")
+                                  .c_str());
+  } else if (tables > 1) {
+    throw nb::value_error("Matrix: several tables need selectors");
+  }
+  set_levels(t, levels.data(), tables, entries, tensor_scale);
+  m.codes.push_back(t);
+  for (const auto& array :
+       {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points, offsets, selectors})
+    if (array) self.arrays.push_back(nb::cast(*array));
+}
+
+void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values) {
+  Matrix& m = self.matrix;
+  const Number number = number_named(type);
+  if (number != Number::fp32 && number != Number::fp16 && number != Number::bf16)
+    throw nb::value_error("Matrix: a float term is fp32, fp16 or bf16");
+  const void* data =
+      checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
+  m.floats.push_back({number, data});
+  self.arrays.push_back(nb::cast(values));
+}
+
+}  // namespace
+
+void bind_terms(nb::class_<BoundMatrix>& matrix) {
+  matrix
+      .def("add_code_term", &add_code_term, nb::arg("bits"), nb::arg("codes"), nb::arg("scale_type"),
+           nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
+           nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
+           nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none())
+      .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"));
+}
