@@ -126,9 +126,30 @@ LOWBIT_INLINE SegmentScale segment_scale(const Activations& a, size_t token, siz
   return {sums[end / kSumStride] - sums[k / kSumStride], a.scales[token * a.groups + k / kActivationGroup]};
 }
 
+// In which order segments are scaled. One of the two scales is often constant over several segments, a *run*:
+// the weights' where their group is a row or whole activation groups, the activations' where weight groups
+// are halves or quarters of 64. Sums are scaled by the other, inner, scale as they are added up over the run,
+// and its total by the outer one: one multiplication less for each segment but the first.
+struct Runs {
+  bool weights_outer;  // else the activations' scale is
+  bool single;         // each segment is a run of its own
+  bool first(size_t k, size_t group_begin) const {
+    return single || (weights_outer ? k == group_begin : k % kActivationGroup == 0);
+  }
+  bool last(size_t end, size_t group_end, size_t stop) const {
+    return single || (weights_outer ? end == group_end : end % kActivationGroup == 0 || end == stop);
+  }
+};
+
+inline Runs runs_of(const CodeTerm& t) {
+  if (t.groups == 1 || t.group_size % kActivationGroup == 0) return {true, t.group_size == kActivationGroup};
+  return {false, kActivationGroup % t.group_size != 0};
+}
+
 // The term's scales, zero points and offsets of one tile in one group, loaded once for all tokens.
 struct TileScale {
-  F32 scale, zero_point, offset;
+  F32 scale, offset;
+  I32 zero_point;
 };
 
 // A plain term has a scale only, and neighbouring codes one level apart: nearly every format. So has one with
@@ -143,7 +164,7 @@ LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group
   TileScale s = {};
   s.scale = mul(load_number(t.scale_type, t.scales, index), set1(t.unit));
   if constexpr (!plain) {
-    if (t.zero_points) s.zero_point = to_f32(load_u8_i32(t.zero_points + index));
+    if (t.zero_points) s.zero_point = load_u8_i32(t.zero_points + index);
     if (t.offsets) s.offset = load_number(t.offset_type, t.offsets, index);
   }
   return s;
@@ -158,29 +179,42 @@ LOWBIT_INLINE I32 start(int32_t base, const SegmentScale& s) {
   return zero_i32();
 }
 
-// f + scale * activation * (level - zero_point) . x + offset * activation * sum(x), where dot[weight limb]
-// [activation limb] are a segment's sums. The integer parts stay within int32: 255 * 16256 * 64 < 2^29.
-// Summing the limbs of activations: the low limb's sum starts at start(), the high one's at zero.
+// (level - zero_point) . x as a float, where dot[weight limb][activation limb] are a segment's sums. The
+// integer parts are exact and stay within int32: 319 * 16256 * 64 < 2^29. Summing the limbs of activations:
+// the low limb's sum starts at start(), the high one's at zero.
 template <Map map, bool plain, int weight_limbs, int limbs>
-LOWBIT_INLINE F32 add_scaled(F32 f, const I32 (&dot)[weight_limbs][limbs], const CodeTerm& t,
-                             const TileScale& w, const SegmentScale& s) {
+LOWBIT_INLINE F32 segment_total(const I32 (&dot)[weight_limbs][limbs], const CodeTerm& t, const TileScale& w,
+                                const SegmentScale& s) {
   I32 sum = dot[0][0];
   if constexpr (limbs == 2) sum = add(shift_left<7>(sum), dot[0][1]);
   if constexpr (map == Map::linear && !plain) sum = add(mul(sum, set1_i32(t.step)), set1_i32(t.base * s.sum));
-  F32 total = to_f32(sum);
-  if constexpr (weight_limbs == 2) {
+  if constexpr (weight_limbs == 1) {
+    if constexpr (!plain) {
+      if (t.zero_points) sum = sub(sum, mul(w.zero_point, set1_i32(s.sum)));
+    }
+    return to_f32(sum);
+  } else {
     I32 lower = dot[1][0];
     if constexpr (limbs == 2) lower = add(shift_left<7>(lower), dot[1][1]);
-    total = fma(total, set1(static_cast<float>(kLimbBase)), to_f32(lower));
+    if constexpr (!plain) {
+      if (t.zero_points) lower = sub(lower, mul(w.zero_point, set1_i32(s.sum)));
+    }
+    return fma(to_f32(sum), set1(static_cast<float>(kLimbBase)), to_f32(lower));
   }
-  if constexpr (!plain) {
-    if (t.zero_points) total = fma(w.zero_point, set1(-static_cast<float>(s.sum)), total);
-  }
-  f = fma(total, mul(w.scale, set1(s.activation)), f);
+}
+
+// Takes a segment's total into its run and, at the run's end, the run into f. This is the one definition of
+// what happens to sums once they are floats; offset * activation * sum(x) is added segment by segment.
+template <bool plain>
+LOWBIT_INLINE void add_total(F32& f, F32& run, F32 total, bool first, bool last, bool weights_outer,
+                             const CodeTerm& t, const TileScale& w, const SegmentScale& s) {
+  const F32 activation = set1(s.activation);
+  const F32 inner = weights_outer ? activation : w.scale;
+  run = first ? mul(total, inner) : fma(total, inner, run);
+  if (last) f = fma(run, weights_outer ? w.scale : activation, f);
   if constexpr (!plain) {
     if (t.offsets) f = fma(w.offset, set1(static_cast<float>(s.sum) * s.activation), f);
   }
-  return f;
 }
 
 template <Map map>

@@ -21,16 +21,14 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
   const int8_t* x_high = a.high + first * padded;
   const int8_t* x_low = limbs == 2 ? a.low + first * padded : nullptr;
   const int32_t base = t.base;
-  F32 f[columns][2];
-  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-    f[c][0] = load(acc + c * kBlockRows);
-    f[c][1] = load(acc + c * kBlockRows + kTileRows);
-  });
+  F32 run[columns][2] = {};
+  const Runs runs = runs_of(t);
   // Where the last group ends: with in_features an odd multiple of 16, half a chunk before `padded`.
   const size_t stop = t.groups * t.group_size;
   size_t group = 0, group_end = t.group_size, k = 0;
   do {
     const size_t end = segment_end(k, group_end, stop);
+    const bool begins = runs.first(k, group_end - t.group_size), ends = runs.last(end, group_end, stop);
     I32 sum[columns][2][weight_limbs][limbs];
     SegmentScale s[columns];
     unroll<columns>([&](auto c) LOWBIT_UNROLLED {
@@ -67,7 +65,11 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
       const TileScale scale = tile_scale<plain>(t, block, group, tile);
       unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-        f[c][tile] = add_scaled<map, plain>(f[c][tile], sum[c][tile], t, scale, s[c]);
+        float* const at = acc + c * kBlockRows + tile * kTileRows;
+        const F32 total = segment_total<map, plain>(sum[c][tile], t, scale, s[c]);
+        F32 f = load(at);
+        add_total<plain>(f, run[c][tile], total, begins, ends, runs.weights_outer, t, scale, s[c]);
+        store(at, f);
       });
     });
     if (end == group_end) {
@@ -76,10 +78,6 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
     }
     k = end;
   } while (k < stop);
-  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-    store(acc + c * kBlockRows, f[c][0]);
-    store(acc + c * kBlockRows + kTileRows, f[c][1]);
-  });
 }
 
 // Full tiles of `wide` columns, then narrower ones.

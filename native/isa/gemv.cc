@@ -113,11 +113,13 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   const int8_t* x_high = a.high + token * padded;
   const int8_t* x_low = limbs == 2 ? a.low + token * padded : nullptr;
-  F32 f[2] = {load(acc), load(acc + kTileRows)};
+  F32 f[2] = {load(acc), load(acc + kTileRows)}, run[2] = {};
+  const Runs runs = runs_of(t);
   size_t group = 0, group_end = t.group_size;
   for (size_t k = 0; k < padded;) {
     const size_t end = segment_end(k, group_end, padded);
     const SegmentScale s = segment_scale(a, token, k, end);
+    const bool first = runs.first(k, group_end - t.group_size), last = runs.last(end, group_end, padded);
     I32 dot[2][weight_limbs][limbs];
     U8 selector[2] = {};
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
@@ -149,7 +151,8 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
     }
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
       const TileScale w = tile_scale<plain>(t, block, group, tile);
-      f[tile] = add_scaled<map, plain>(f[tile], dot[tile], t, w, s);
+      add_total<plain>(f[tile], run[tile], segment_total<map, plain>(dot[tile], t, w, s), first, last,
+                       runs.weights_outer, t, w, s);
     });
     if (end == group_end) {
       ++group;

@@ -132,7 +132,7 @@ def matmul_tolerance(x: np.ndarray, matrix: PackedMatrix, activation_bits: int |
 
     A kernel adds S segment results in float32, in any order: at most S - 1 roundings of partial sums, each
     bounded by the sum of magnitudes M. A segment result itself takes at most 8 roundings (conversion of the
-    sums of the limbs, their combination, the product of four scales, the zero-point or offset). So
+    sums of the limbs, their combination, the product of four scales, the offset). So
     |error| <= (S + 8) * 2^-24 * M to first order; doubled, which covers second-order terms and intermediate
     values that cancel. A float term sums in_features products instead of S segments.
     """
