@@ -124,6 +124,24 @@ double measure_int8_peak(double seconds) {
   return best;
 }
 
+// Best rate of float32 multiply-adds of all threads together: the bound of many tokens with float weights.
+double measure_float_peak(double seconds) {
+  nb::gil_scoped_release release;
+  const MatmulKernels& kernels = matmul_kernels();
+  constexpr size_t kRounds = 1 << 18;
+  double best = 0;
+  std::vector<float> sums(1024);
+  const std::shared_ptr<Team> crew = team();
+  const auto begin = std::chrono::steady_clock::now();
+  do {
+    const auto start = std::chrono::steady_clock::now();
+    crew->run([&](const Member& member) { sums[member.id] = kernels.fma_rounds(kRounds); });
+    const double work = static_cast<double>(kRounds * kernels.fmas_per_round * crew->size());
+    best = std::max(best, work / seconds_since(start));
+  } while (seconds_since(begin) < seconds);
+  return sums[0] > 0 ? best : 0;
+}
+
 }  // namespace
 
 void bind_matmul(nb::module_& m) {
@@ -177,4 +195,6 @@ void bind_matmul(nb::module_& m) {
         "Best rate of reading a buffer of `bytes` with all threads, in bytes per second.");
   m.def("measure_int8_peak", &measure_int8_peak, nb::arg("seconds"),
         "Best rate of int8 multiply-adds of all threads together, per second.");
+  m.def("measure_float_peak", &measure_float_peak, nb::arg("seconds"),
+        "Best rate of float32 multiply-adds of all threads together, per second.");
 }

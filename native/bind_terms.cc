@@ -90,10 +90,51 @@ void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, f
   // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
 }
 
+// How codes lie in memory: planes, or base 3 with five ternary codes in a byte.
+void set_packing(CodeTerm& t, const std::string& packing, size_t in_features) {
+  if (packing == "planes") return;
+  if (packing != "base3")
+    throw nb::value_error(("Matrix: packing '" + packing + "' is not one of planes, base3").c_str());
+  if (t.bits != 2)
+    throw nb::value_error(
+        ("Matrix: packing base3 holds 2-bit codes below 3, received bits=" + std::to_string(t.bits)).c_str());
+  if (t.groups > 1 && t.group_size % kActivationGroup != 0)
+    throw nb::value_error(("Matrix: packing base3 needs group_size 0 or a multiple of 64, received " +
+                           std::to_string(t.group_size) + "; store planes")
+                              .c_str());
+  t.base3 = true;
+  t.vectors = round_up(in_features, 4 * kTritSteps) / (4 * kTritSteps);
+}
+
+// Checks the groups that share a multiplier. Products of level and multiplier have to fit a signed byte.
+void set_multipliers(CodeTerm& t, size_t size, size_t entries, size_t in_features) {
+  if (t.zero_points || t.offsets || t.selectors || t.base3)
+    throw nb::value_error(
+        "Matrix: multipliers go with planes of codes without zero points, offsets and tables");
+  if (size == 0 || size % kSumStride != 0 || in_features % size != 0 ||
+      (t.groups > 1 && (t.group_size % size != 0 || t.group_size % kActivationGroup != 0)))
+    throw nb::value_error(
+        ("Matrix: multiplier_size=" + std::to_string(size) +
+         " must be a multiple of 16 that divides in_features=" + std::to_string(in_features) +
+         " and group_size=" + std::to_string(t.groups > 1 ? t.group_size : 0) +
+         ", which must be 0 or a multiple of 64")
+            .c_str());
+  int largest = 0;
+  for (size_t i = 0; i < entries; ++i) {
+    const int level = t.map == Map::linear ? t.step * static_cast<int>(i) + t.base : t.high[i] - 128;
+    largest = std::max(largest, std::abs(level));
+  }
+  if (t.map == Map::table2 || largest * 15 > 127)
+    throw nb::value_error("Matrix: multipliers of up to 15 need integer levels from -8 to 8; use fewer bits");
+  t.multiplier_size = size;
+  t.multiplier_groups = in_features / size;
+}
+
 void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type,
                    AnyArray scales, size_t group_size, FloatArray levels, float tensor_scale,
                    std::optional<AnyArray> zero_points, const std::string& offset_type,
-                   std::optional<AnyArray> offsets, std::optional<AnyArray> selectors) {
+                   std::optional<AnyArray> offsets, std::optional<AnyArray> selectors,
+                   const std::string& packing, std::optional<AnyArray> multipliers, size_t multiplier_size) {
   Matrix& m = self.matrix;
   if (bits < 1 || bits > 8)
     throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
@@ -109,22 +150,23 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
   const bool row = group_size == 0 || group_size >= m.in_features;
   t.group_size = row ? padded : group_size;
   t.groups = row ? 1 : m.in_features / group_size;
-  t.codes = static_cast<const uint8_t*>(
-      checked("codes", codes, m.blocks() * m.chunks() * 2 * 64 * static_cast<size_t>(bits)));
+  set_packing(t, packing, m.in_features);
+  t.codes =
+      static_cast<const uint8_t*>(checked("codes", codes, m.blocks() * code_block_bytes(t, m.chunks())));
   const size_t count = m.blocks() * t.groups * kBlockRows;
   t.scale_type = number_named(scale_type);
   t.scales = checked("scales", scales, count * number_bytes(t.scale_type));
   if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
   t.offset_type = number_named(offset_type);
   if (offsets) t.offsets = checked("offsets", *offsets, count * number_bytes(t.offset_type));
-  const size_t tables = levels.shape(0), entries = levels.shape(1);
-  if (tables < 1 || tables > 4 || entries < 2 || entries > (size_t{1} << bits))
+  const size_t tables = levels.shape(0), entries = levels.shape(1), most = t.base3 ? 3 : size_t{1} << bits;
+  if (tables < 1 || tables > 4 || entries < 2 || entries > most)
     throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
-                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(1 << bits) +
-                           "]")
+                           std::to_string(entries) + "], must be [1 to 4, 2 to " + std::to_string(most) + "]")
                               .c_str());
   if (selectors) {
-    if (bits > 4) throw nb::value_error("Matrix: several tables need codes of at most 4 bits");
+    if (bits > 4 || t.base3)
+      throw nb::value_error("Matrix: several tables need codes of at most 4 bits in planes");
     t.selectors = static_cast<const uint8_t*>(checked("selectors", *selectors, count));
     for (size_t i = 0; i < count; ++i)
       if (t.selectors[i] >= tables)
@@ -135,9 +177,14 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
     throw nb::value_error("Matrix: several tables need selectors");
   }
   set_levels(t, levels.data(), tables, entries, tensor_scale);
+  if (multipliers) {
+    set_multipliers(t, multiplier_size, entries, m.in_features);
+    t.multipliers = static_cast<const uint8_t*>(
+        checked("multipliers", *multipliers, m.blocks() * t.multiplier_groups * kTileRows));
+  }
   m.codes.push_back(t);
-  for (const auto& array :
-       {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points, offsets, selectors})
+  for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points,
+                            offsets, selectors, multipliers})
     if (array) self.arrays.push_back(nb::cast(*array));
 }
 
@@ -159,6 +206,7 @@ void bind_terms(nb::class_<BoundMatrix>& matrix) {
       .def("add_code_term", &add_code_term, nb::arg("bits"), nb::arg("codes"), nb::arg("scale_type"),
            nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
            nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
-           nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none())
+           nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none(), nb::arg("packing") = "planes",
+           nb::arg("multipliers") = nb::none(), nb::arg("multiplier_size") = 0)
       .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"));
 }
