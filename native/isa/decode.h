@@ -170,13 +170,18 @@ LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group
   return s;
 }
 
+// Bytes that take the whole range: levels + 128 of tables, codes of 8 bits.
+template <int bits, Map map>
+constexpr bool is_wide = map != Map::linear || bits == 8;
+
 // What the integer sum of a segment starts from. Codes are unsigned, so the sum of (code + base) * x is the
-// dot product plus base * sum(x). A term that is not plain adds this at the end instead.
-template <Map map, bool plain>
+// dot product plus base * sum(x). A term that is not plain adds this at the end instead. Where wide bytes are
+// multiplied as signed numbers, 128 less than they say, 128 * sum(x) is added.
+template <int bits, Map map, bool plain>
 LOWBIT_INLINE I32 start(int32_t base, const SegmentScale& s) {
-  if constexpr (map != Map::linear) return set1_i32(-128 * s.sum);
-  if constexpr (plain) return set1_i32(base * s.sum);
-  return zero_i32();
+  constexpr int32_t lowered = is_wide<bits, map> && kSignedBytes ? 128 : 0;
+  if constexpr (map != Map::linear) return set1_i32((lowered - 128) * s.sum);
+  return set1_i32(((plain ? base : 0) + lowered) * s.sum);
 }
 
 // (level - zero_point) . x as a float, where dot[weight limb][activation limb] are a segment's sums. The

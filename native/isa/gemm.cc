@@ -35,7 +35,9 @@ void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activa
       s[c] = segment_scale(a, first + c, k, end);
       unroll<2 * weight_limbs>([&](auto i) LOWBIT_UNROLLED {
         sum[c][i / weight_limbs][i % weight_limbs][0] = zero_i32();
-        sum[c][i / weight_limbs][i % weight_limbs][limbs - 1] = start<map, plain>(base, s[c]);
+        sum[c][i / weight_limbs][i % weight_limbs][limbs - 1] =
+            map == Map::linear && !plain ? zero_i32()
+                                         : set1_i32((map == Map::linear ? base : -128) * s[c].sum);
       });
     });
     const uint8_t* w = panel + k * kBlockRows;

@@ -125,7 +125,7 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
       unroll<weight_limbs>([&](auto w) LOWBIT_UNROLLED {
         dot[tile][w][0] = zero_i32();
-        dot[tile][w][limbs - 1] = start<map, plain>(t.base, s);
+        dot[tile][w][limbs - 1] = start<bits, map, plain>(t.base, s);
       });
       if constexpr (selected)
         selector[tile] = shift_left<4>(
@@ -137,15 +137,11 @@ void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, f
         tile_bytes<bits, map, selected>(t, codes, selector[tile], high, low);
         for (size_t line = 0; line < static_cast<size_t>(bits); ++line) prefetch(codes + kAhead + 64 * line);
         codes += 64 * bits;
-        unroll<kSteps>([&](auto step) LOWBIT_UNROLLED {
-          const I32 x = broadcast4(x_high + c + 4 * step);
-          dot[tile][0][0] = dot_bytes<bits, map>(dot[tile][0][0], high[step], x);
-          if constexpr (weight_limbs == 2) dot[tile][1][0] = dot4(dot[tile][1][0], low[step], x);
-          if constexpr (limbs == 2) {
-            const I32 y = broadcast4(x_low + c + 4 * step);
-            dot[tile][0][1] = dot_bytes<bits, map>(dot[tile][0][1], high[step], y);
-            if constexpr (weight_limbs == 2) dot[tile][1][1] = dot4(dot[tile][1][1], low[step], y);
-          }
+        unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+          const int8_t* x = (limb ? x_low : x_high) + c;
+          dot[tile][0][limb] = dot_chunk<bits, map>(dot[tile][0][limb], high, x);
+          if constexpr (weight_limbs == 2)
+            dot[tile][1][limb] = dot_chunk<bits, map>(dot[tile][1][limb], low, x);
         });
       });
     }

@@ -15,16 +15,30 @@
 //   I32: load_i32(p) store_i32(p, v) set1_i32(x) zero_i32() add sub mul and_ shift_left<n>(v)
 //        load_u8_i32(p): 16 bytes widened; store_i8(p, v): low bytes
 //        scale_exponent(v): bits of the float 2^v, v in [-126, 127]
-//   U8:  load_u8(p) store_u8(p, v) set1_u8(x) and_ or_   shift_right<n>(v) shift_left<n>(v): within each byte
+//   U8:  load_u8(p) store_u8(p, v) set1_u8(x) and_ or_ xor_  shift_right<n>(v) shift_left<n>(v): within each
+//   byte
 //        spread_rows(p): byte r of 16 to bytes 4r..4r+3
 //        lookup16(t, i), i < 16; lookup64(t, i), i < 64; lookup256(t, i)   t: bytes in memory
 //   dot: dot4(acc, w, a)  acc[r] += sum over j of w[4r + j] * int8(a[4r + j]), exact for every u8 and s8
 //        dot4_small: the same for w < 128, cheaper without VNNI
+//        dot4_signed(acc, w, a): the same for w as int8 and a >= -127; the cheap one where kSignedBytes
 //        broadcast4(p): four bytes to every row
+//   Run: sums of up to run_steps(top) products of weights <= top and activations in [-127, 127]. In int16
+//        where there is no byte dot product into int32, so one widening serves several of them:
+//        begin_run(acc), dot_run(run, w, a), end_run(acc, run) -> acc with the run added
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+namespace lowbit::LOWBIT_ISA {
+// Steps whose sums fit int16, two products in a lane: a power of two up to 16, 1 for weights of seven bits.
+constexpr size_t fitting_steps(int top) {
+  size_t steps = 16;
+  while (steps > 1 && steps * 2 * 127 * static_cast<size_t>(top) > 32767) steps /= 2;
+  return steps;
+}
+}  // namespace lowbit::LOWBIT_ISA
 
 #if defined(LOWBIT_ISA_avx512)
 #include "simd_avx512.h"

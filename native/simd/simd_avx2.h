@@ -144,6 +144,7 @@ LOWBIT_INLINE U8 set1_u8(uint8_t x) {
 }
 LOWBIT_INLINE U8 and_(U8 x, U8 y) { return {_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)}; }
 LOWBIT_INLINE U8 or_(U8 x, U8 y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+LOWBIT_INLINE U8 xor_(U8 x, U8 y) { return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)}; }
 template <int n>
 LOWBIT_INLINE U8 shift_right(U8 x) {
   const U8 shifted = {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)};
@@ -193,6 +194,18 @@ LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) {
   return {_mm256_dpbusd_avx_epi32(acc.a, w.a, a.a), _mm256_dpbusd_avx_epi32(acc.b, w.b, a.b)};
 }
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
+LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) {  // (w + 128) * a - 128 * a
+  const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
+  const U8 raised = {_mm256_xor_si256(w.a, top), _mm256_xor_si256(w.b, top)};
+  return sub(dot4(acc, raised, a), shift_left<7>(dot4(zero_i32(), set1_u8(1), a)));
+}
+// A dot product adds to int32 at no cost, so a run is the sum itself.
+constexpr bool kSignedBytes = false;
+using Run = I32;
+constexpr size_t run_steps(int) { return 16; }
+LOWBIT_INLINE Run begin_run(I32 acc) { return acc; }
+LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) { return dot4(run, w, a); }
+LOWBIT_INLINE I32 end_run(I32, Run run) { return run; }
 #else
 // maddubs adds two products in int16. 127 * -128 * 2 and 128 * -128 * 2 = -32768 fit, 255 * 127 * 2 does
 // not, so the top bit of the weight goes through its own product: exact for every u8 and s8.
@@ -213,6 +226,28 @@ LOWBIT_INLINE __m256i dot4_small_half(__m256i acc, __m256i w, __m256i a) {
 }
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) {
   return {dot4_small_half(acc.a, w.a, a.a), dot4_small_half(acc.b, w.b, a.b)};
+}
+// Magnitude of the weight times the activation with the weight's sign: 2 * 128 * 127 fits int16.
+LOWBIT_INLINE __m256i dot4_signed_half(__m256i acc, __m256i w, __m256i a) {
+  return dot4_small_half(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+}
+LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) {
+  return {dot4_signed_half(acc.a, w.a, a.a), dot4_signed_half(acc.b, w.b, a.b)};
+}
+constexpr bool kSignedBytes = true;
+struct Run {
+  __m256i a, b;  // 16 int16: two products each
+};
+constexpr size_t run_steps(int top) { return fitting_steps(top); }
+LOWBIT_INLINE Run begin_run(I32) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) {
+  return {_mm256_add_epi16(run.a, _mm256_maddubs_epi16(w.a, a.a)),
+          _mm256_add_epi16(run.b, _mm256_maddubs_epi16(w.b, a.b))};
+}
+LOWBIT_INLINE I32 end_run(I32 acc, Run run) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(run.a, ones)),
+          _mm256_add_epi32(acc.b, _mm256_madd_epi16(run.b, ones))};
 }
 #endif
 

@@ -106,6 +106,7 @@ LOWBIT_INLINE void store_u8(uint8_t* p, U8 a) { _mm512_storeu_si512(p, a.v); }
 LOWBIT_INLINE U8 set1_u8(uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 LOWBIT_INLINE U8 and_(U8 a, U8 b) { return {_mm512_and_si512(a.v, b.v)}; }
 LOWBIT_INLINE U8 or_(U8 a, U8 b) { return {_mm512_or_si512(a.v, b.v)}; }
+LOWBIT_INLINE U8 xor_(U8 a, U8 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 template <int n>
 LOWBIT_INLINE U8 shift_right(U8 a) {
   // Bytes shifted within 16-bit lanes; the bits that crossed over from the neighbour are masked off.
@@ -140,5 +141,18 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
 }
 LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
+LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) {  // (w + 128) * a - 128 * a
+  const __m512i top = _mm512_set1_epi8(static_cast<char>(0x80));
+  const __m512i sum =
+      _mm512_slli_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), a.v), 7);
+  return {_mm512_sub_epi32(_mm512_dpbusd_epi32(acc.v, _mm512_xor_si512(w.v, top), a.v), sum)};
+}
+// A dot product adds to int32 at no cost, so a run is the sum itself.
+constexpr bool kSignedBytes = false;
+using Run = I32;
+constexpr size_t run_steps(int) { return 16; }
+LOWBIT_INLINE Run begin_run(I32 acc) { return acc; }
+LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) { return dot4(run, w, a); }
+LOWBIT_INLINE I32 end_run(I32, Run run) { return run; }
 
 }  // namespace lowbit::LOWBIT_ISA

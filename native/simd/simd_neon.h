@@ -163,6 +163,7 @@ LOWBIT_INLINE U8 set1_u8(uint8_t x) {
 }
 LOWBIT_INLINE U8 and_(U8 x, U8 y) { return LOWBIT_EACH2(vandq_u8, x, y); }
 LOWBIT_INLINE U8 or_(U8 x, U8 y) { return LOWBIT_EACH2(vorrq_u8, x, y); }
+LOWBIT_INLINE U8 xor_(U8 x, U8 y) { return LOWBIT_EACH2(veorq_u8, x, y); }
 template <int n>
 LOWBIT_INLINE U8 shift_right(U8 x) {
   if constexpr (n == 0) {  // the instruction encodes 1..8
@@ -240,6 +241,40 @@ LOWBIT_INLINE int32x4_t dot4_quarter(int32x4_t acc, uint8x16_t w, int32x4_t a) {
   return vaddq_s32(vaddq_s32(acc, vshlq_n_s32(sum, 7)), vpaddq_s32(low, high));
 }
 #endif
+// s8 by s8 is what the instructions multiply.
+#if defined(LOWBIT_ISA_neondot)
+LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) { return LOWBIT_EACH3(dot4_small_quarter, acc, w, a); }
+using Run = I32;
+constexpr size_t run_steps(int) { return 16; }
+LOWBIT_INLINE Run begin_run(I32 acc) { return acc; }
+LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) { return LOWBIT_EACH3(dot4_small_quarter, run, w, a); }
+LOWBIT_INLINE I32 end_run(I32, Run run) { return run; }
+#else
+// Two products of a weight down to -128 and an activation above -128 fit int16.
+LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) { return LOWBIT_EACH3(dot4_small_quarter, acc, w, a); }
+struct RunQuarter {
+  int16x8_t low, high;  // one product a lane
+};
+struct Run {
+  RunQuarter a, b, c, d;
+};
+constexpr size_t run_steps(int top) { return fitting_steps(top); }
+LOWBIT_INLINE Run begin_run(I32) {
+  const int16x8_t zero = vdupq_n_s16(0);
+  return {{zero, zero}, {zero, zero}, {zero, zero}, {zero, zero}};
+}
+LOWBIT_INLINE RunQuarter dot_run_quarter(RunQuarter run, uint8x16_t w, int32x4_t a) {
+  const int8x16_t weights = vreinterpretq_s8_u8(w), bytes = vreinterpretq_s8_s32(a);
+  return {vmlal_s8(run.low, vget_low_s8(weights), vget_low_s8(bytes)),
+          vmlal_high_s8(run.high, weights, bytes)};
+}
+LOWBIT_INLINE int32x4_t end_run_quarter(int32x4_t acc, RunQuarter run) {
+  return vpadalq_s16(acc, vpaddq_s16(run.low, run.high));
+}
+LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) { return LOWBIT_EACH3(dot_run_quarter, run, w, a); }
+LOWBIT_INLINE I32 end_run(I32 acc, Run run) { return LOWBIT_EACH2(end_run_quarter, acc, run); }
+#endif
+constexpr bool kSignedBytes = true;
 LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) { return LOWBIT_EACH3(dot4_quarter, acc, w, a); }
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) { return LOWBIT_EACH3(dot4_small_quarter, acc, w, a); }
 

@@ -147,6 +147,7 @@ inline void store_u8(uint8_t* p, U8 a) { std::memcpy(p, a.v, 64); }
 inline U8 set1_u8(uint8_t x) { LOWBIT_MAP(U8, 64, x); }
 inline U8 and_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, a.v[i] & b.v[i]); }
 inline U8 or_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, a.v[i] | b.v[i]); }
+inline U8 xor_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] ^ b.v[i])); }
 template <int n>
 inline U8 shift_right(U8 a) {
   LOWBIT_MAP(U8, 64, static_cast<uint8_t>(a.v[i] >> n));
@@ -173,6 +174,19 @@ inline I32 dot4(I32 acc, U8 w, I32 a) {
   return acc;
 }
 inline I32 dot4_small(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
+inline I32 dot4_signed(I32 acc, U8 w, I32 a) {
+  int8_t weights[64], signed_bytes[64];
+  std::memcpy(weights, w.v, 64);
+  std::memcpy(signed_bytes, a.v, 64);
+  for (int k = 0; k < 64; ++k) acc.v[k / 4] += weights[k] * signed_bytes[k];
+  return acc;
+}
+constexpr bool kSignedBytes = false;
+using Run = I32;
+constexpr size_t run_steps(int) { return 16; }
+inline Run begin_run(I32 acc) { return acc; }
+inline Run dot_run(Run run, U8 w, I32 a) { return dot4(run, w, a); }
+inline I32 end_run(I32, Run run) { return run; }
 
 #undef LOWBIT_MAP
 

@@ -180,6 +180,14 @@ void restrict_to(Domain domain, Case& c) {
     case Domain::dot_small:
       for (uint8_t& x : c.u[0]) x &= 127;
       [[fallthrough]];
+    case Domain::dot_127:
+      for (int32_t& x : c.i[1]) {
+        int8_t bytes[4];
+        std::memcpy(bytes, &x, 4);
+        for (int8_t& byte : bytes) byte = byte == -128 ? 127 : byte;
+        std::memcpy(&x, bytes, 4);
+      }
+      [[fallthrough]];
     case Domain::dot:  // the sum stays inside int32
       for (int32_t& x : c.i[0]) x /= 2;
       break;

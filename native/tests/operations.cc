@@ -33,6 +33,16 @@ LOWBIT_INLINE void put_shifts_i32(uint8_t* out, I32 v) {
   put(out + 192, shift_left<first + 3>(v));
 }
 
+// As many steps as a run of weights up to `top` may have, all of them alike: the largest sums there are.
+template <int top>
+LOWBIT_INLINE I32 run_of(const Case& c) {
+  static_assert(fitting_steps(top) <= run_steps(top), "a run is at least what fits int16");
+  const U8 w = and_(u(c, 0), set1_u8(top));
+  Run run = begin_run(i(c, 0));
+  for (size_t step = 0; step < fitting_steps(top); ++step) run = dot_run(run, w, i(c, 1));
+  return end_run(i(c, 0), run);
+}
+
 #define LOWBIT_OP(name, domain, compare, statement) \
   {name, Domain::domain, Compare::compare, []([[maybe_unused]] const Case& c, uint8_t* out) { statement; }}
 
@@ -86,6 +96,7 @@ const Operation kOperations[] = {
     LOWBIT_OP("set1_u8", any, exact, put(out, set1_u8(c.u[0][7]))),
     LOWBIT_OP("and_", any, exact, put(out, and_(u(c, 0), u(c, 1)))),
     LOWBIT_OP("or_", any, exact, put(out, or_(u(c, 0), u(c, 1)))),
+    LOWBIT_OP("xor_", any, exact, put(out, xor_(u(c, 0), u(c, 1)))),
     LOWBIT_OP("shift<0> u8", any, exact, put_shifts<0>(out, u(c, 0))),
     LOWBIT_OP("shift<1> u8", any, exact, put_shifts<1>(out, u(c, 0))),
     LOWBIT_OP("shift<2> u8", any, exact, put_shifts<2>(out, u(c, 0))),
@@ -104,6 +115,13 @@ const Operation kOperations[] = {
     LOWBIT_OP("dot4 of broadcast4", dot, exact,
               put(out, dot4(i(c, 0), u(c, 0), broadcast4(reinterpret_cast<const int8_t*>(c.u[1]))))),
     LOWBIT_OP("dot4_small", dot_small, exact, put(out, dot4_small(i(c, 0), u(c, 0), i(c, 1)))),
+    LOWBIT_OP("dot4_signed", dot_127, exact, put(out, dot4_signed(i(c, 0), u(c, 0), i(c, 1)))),
+    LOWBIT_OP("run of 1 bit", dot_127, exact, put(out, run_of<1>(c))),
+    LOWBIT_OP("run of 3 bits", dot_127, exact, put(out, run_of<7>(c))),
+    LOWBIT_OP("run of 4 bits", dot_127, exact, put(out, run_of<15>(c))),
+    LOWBIT_OP("run of 5 bits", dot_127, exact, put(out, run_of<31>(c))),
+    LOWBIT_OP("run of 6 bits", dot_127, exact, put(out, run_of<63>(c))),
+    LOWBIT_OP("run of 7 bits", dot_127, exact, put(out, run_of<127>(c))),
 };
 
 #undef LOWBIT_OP

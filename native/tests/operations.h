@@ -21,7 +21,8 @@ struct alignas(64) Case {
 constexpr size_t kResultBytes = 256;  // an operation writes the front, the rest must stay as it was
 
 // What the operands of an operation may be. fp16: anything, and every fp16 pattern besides.
-enum class Domain { any, integral, exponent, index16, index64, dot, dot_small, fp16 };
+// dot_127: activations above -128.
+enum class Domain { any, integral, exponent, index16, index64, dot, dot_small, dot_127, fp16 };
 // exact: all bytes. number: floats, where every NaN equals every NaN: its sign and payload are the CPU's.
 enum class Compare { exact, number };
 
