@@ -10,6 +10,8 @@ import time
 from datetime import datetime, timezone
 from pathlib import Path
 
+from lowbit.measure.machine import cache_bytes
+
 ROOT = Path(__file__).resolve().parents[1]
 # The flags that decide which kernels run; the whole list would bury them.
 FLAGS = re.compile(
@@ -72,15 +74,6 @@ def _cpu_model(cpuinfo: str) -> str:
     """Family and model: virtual machines often hide the marketing name, never these."""
     found = [re.search(rf"^{key}\s*:\s*\d+$", cpuinfo, re.M) for key in ("cpu family", "model", "stepping")]
     return ", ".join(re.sub(r"\s*:\s*", " ", one.group(0)) for one in found if one)
-
-
-def cache_bytes(level: int) -> int | None:
-    """Size of the first CPU's cache of that level, or None if the system does not say."""
-    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if _read(index / "level").strip() == str(level):
-            size = re.match(r"(\d+)([KM]?)", _read(index / "size"))
-            return int(size.group(1)) * {"": 1, "K": 1024, "M": 1024**2}[size.group(2)] if size else None
-    return None
 
 
 def _read(path: str | Path) -> str:

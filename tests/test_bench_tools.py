@@ -12,7 +12,6 @@ import pytest
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
-import kernels  # noqa: E402
 import machine  # noqa: E402
 import models  # noqa: E402
 import process  # noqa: E402
@@ -261,33 +260,6 @@ def test_options():
     assert options.only == ["start", "memory"] and options.quick and options.no_peers
     assert run.find_peer(False) == (None, "switched off by --no-peers")
     assert run.parse(["--render"]).render == ""
-
-
-# Kernel benchmark
-
-
-def test_shapes():
-    assert kernels.parse_shape("5632x2048") == (5632, 2048)
-    with pytest.raises(SystemExit, match="OUTxIN"):
-        kernels.parse_shape("5632")
-
-
-@pytest.mark.parametrize("name", ["int4-g32", "nf4-g64", "bitmod4-g128", "bcq3-g128", "fp16"])
-def test_random_matrix_repeats_its_rows(name):
-    matrix = kernels.random_matrix(name, 160, 128)
-    weight = matrix.dequantize()
-    assert weight.shape == (160, 128)
-    np.testing.assert_array_equal(weight[64:128], weight[:64])
-    np.testing.assert_array_equal(weight[128:], weight[:32])
-    copies = kernels.copies_of(matrix, 3 * matrix.nbytes)
-    assert len(copies) == 3
-    np.testing.assert_array_equal(copies[2].dequantize(), weight)
-
-
-def test_seconds_per_call_counts_calls(monkeypatch):
-    monkeypatch.setattr(kernels, "SERIES_SECONDS", 0.001)
-    found = kernels.seconds_per_call([lambda: None, lambda: None])
-    assert 0 < found["low"] <= found["median"] <= found["high"] < 1e-3
 
 
 # Sections, with the programs replaced by their answers

@@ -24,7 +24,7 @@ ROOMS = {
     "model": {"kernels", "packed", "formats"},
     "compress": {"quantize", "model", "kernels", "packed", "formats"},
     "engine": {"model", "kernels", "packed", "formats"},
-    "measure": {"engine", "model", "kernels", "packed", "formats"},
+    "measure": {"quantize", "engine", "model", "kernels", "packed", "formats"},
 }
 ROOMS["cli"] = {*ROOMS}
 # What a room may import from outside the standard library.
@@ -32,6 +32,7 @@ OUTSIDE = {"numpy"}
 EXTRA = {
     "packed": {"safetensors"},
     "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2"},
+    "measure": {"matplotlib"},
     "cli": {"rich"},
 }
 
@@ -177,6 +178,7 @@ PUBLIC = {
     "lowbit.measure": [
         "PerplexityResult",
         "bench",
+        "bench_kernels",
         "describe_machine",
         "find_problems",
         "first_token_seconds",

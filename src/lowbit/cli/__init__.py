@@ -33,7 +33,10 @@ lowbit runs language models in few bits.
 `lowbit help` lists all verbs, `lowbit VERB --help` their options.
 """
 
-_MODULES = {"eval": "evaluate"}
+_MODULES = {"eval": "evaluate", "bench kernels": "bench_kernels"}
+
+# Verbs of two words; `lowbit bench ./kernels` measures a model of that name.
+SUBVERBS = {"bench kernels": "measure single products of any format against the machine's bounds"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,8 +63,14 @@ def _run(verb: str, argv: list[str]) -> None:
         close = difflib.get_close_matches(verb, VERBS, n=1)
         hint = f"did you mean `lowbit {close[0]}`?" if close else f"choose one of {', '.join(VERBS)}"
         raise options.UsageError(f"{verb!r} is not a verb; {hint}")
+    if argv and f"{verb} {argv[0]}" in SUBVERBS:
+        verb, argv = f"{verb} {argv[0]}", argv[1:]
     module = import_module(f"lowbit.cli.{_MODULES.get(verb, verb)}")
-    parser = options.Parser(prog=f"lowbit {verb}", description=VERBS[verb].capitalize() + ".")
+    told = VERBS.get(verb) or SUBVERBS[verb]
+    more = [
+        f"See also `lowbit {name}`: {text}." for name, text in SUBVERBS.items() if name.startswith(f"{verb} ")
+    ]
+    parser = options.Parser(prog=f"lowbit {verb}", description=" ".join([f"{told.capitalize()}.", *more]))
     module.configure(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout and nothing else"
@@ -75,6 +84,11 @@ def _run(verb: str, argv: list[str]) -> None:
         module.show(module.execute(args), args)
 
 
+def _order(entry: tuple[str, str]) -> tuple[int, str]:
+    """Verbs in the order above, each with its two-word ones behind it."""
+    return list(VERBS).index(entry[0].split()[0]), entry[0]
+
+
 def _help() -> str:
-    lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:<15}{text}" for verb, text in sorted({**VERBS, **SUBVERBS}.items(), key=_order)]
     return "usage: lowbit VERB ...\n\n" + "\n".join(lines) + "\n\n`lowbit VERB --help` shows the options.\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,15 @@ def memory_bytes(field: str) -> int | None:
         key, _, value = line.partition(":")
         if key == field:
             return min(int(value.split()[0]) * 1024, _cgroup_memory(field))
+    return None
+
+
+def cache_bytes(level: int) -> int | None:
+    """Size of the first CPU's cache of that level, or None if the system does not say."""
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        if _read(f"{index}/level") == str(level):
+            size = re.match(r"(\d+)([KM]?)", _read(f"{index}/size") or "")
+            return int(size[1]) * {"": 1, "K": 1024, "M": 1024**2}[size[2]] if size else None
     return None
 
 
