@@ -106,14 +106,20 @@ static std::pair<double, double> bound_round_to_nearest(
     Floats weights, Packed codes, AnyArray scales, std::optional<Bytes3> zero_points,
     std::optional<Bytes3> selectors, int bits, size_t group_size, const std::string& scale_type,
     float divisor, Floats levels, Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear,
-    bool both_signs, bool mean_start, bool mse) {
+    bool both_signs, bool mean_start, bool mse, bool base3) {
   RtnJob job = {};
   job.weights = weights.data();
   job.rows = weights.shape(0);
   job.columns = weights.shape(1);
   require(job.rows > 0 && job.columns > 0, "weights must not be empty");
   const size_t shape[4] = {codes.shape(0), codes.shape(1), codes.shape(2), codes.shape(3)};
-  check_packed("round_to_nearest", job.rows, job.columns, bits, shape);
+  job.base3 = base3;
+  if (base3) {
+    require(bits == 2 && levels.shape(0) == 1 && levels.shape(1) == 3, "base-3 codes have three levels");
+    check_base3("round_to_nearest", job.rows, job.columns, codes);
+  } else {
+    check_packed("round_to_nearest", job.rows, job.columns, bits, shape);
+  }
   require(group_size == 0 || (group_size % 4 == 0 && job.columns % group_size == 0),
           "group_size must divide the columns and be a multiple of 4, or be 0");
   job.group_size = group_size ? group_size : job.columns;
@@ -145,7 +151,7 @@ static std::pair<double, double> bound_round_to_nearest(
               parameters.shape(0) == tables && parameters.shape(1) == kParameters,
           "boundaries, level_codes or parameters have a wrong shape");
   for (size_t i = 0; i < tables * count; ++i)
-    require(level_codes.data()[i] < (1 << bits), "a level code does not fit the bits");
+    require(level_codes.data()[i] < (base3 ? 3 : 1 << bits), "a level code does not fit the bits");
   for (size_t table = 0; table < tables; ++table) {
     const float* p = parameters.data() + table * kParameters;
     LevelTable t = {};
@@ -181,7 +187,7 @@ void bind_quantize(nb::module_& m) {
         nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("bits"), nb::arg("group_size"),
         nb::arg("scale_type"), nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"),
         nb::arg("level_codes"), nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"),
-        nb::arg("mean_start"), nb::arg("mse"),
+        nb::arg("mean_start"), nb::arg("mse"), nb::arg("base3"),
         "Quantize float32 [rows, columns] into zeroed codes and scales; see quantize/native.py. Returns the "
         "sums "
         "of squared errors and of squared weights, both over divisor^2.");

@@ -121,9 +121,10 @@ void unpack_codes(const uint8_t* packed, size_t rows, size_t columns, int bits, 
 
 void pack_base3_vector(const uint8_t* steps, uint8_t* packed) {
   for (size_t b = 0; b < kVector; ++b) {
-    unsigned byte = 0;
-    for (size_t i = kBase3Steps; i-- > 0;) byte = 3 * byte + steps[i * kVector + b];
-    packed[b] = static_cast<uint8_t>(byte);
+    unsigned n = 0;
+    for (size_t i = kBase3Steps - 1; i-- > 0;) n = 3 * n + steps[i * kVector + b];
+    const unsigned last = steps[(kBase3Steps - 1) * kVector + b];
+    packed[b] = static_cast<uint8_t>(n < 64 ? 64 * last + n : 3 * n + last);  // 192 + 3 (n - 64) + last
   }
 }
 
@@ -158,13 +159,10 @@ void unpack_base3(const uint8_t* packed, size_t rows, size_t columns, uint8_t* c
         for (size_t row = 0; row < live; ++row) {
           uint8_t* target = codes + (first + row) * columns + start;
           for (size_t j = 0; j < 4; ++j) {
-            unsigned rest = source[4 * row + j];
-            for (size_t i = j; i < kBase3Inputs; i += 4) {
-              const bool last = i >= kBase3Inputs - 4;
-              const unsigned digit = last ? rest : rest % 3;
-              if (i < width) target[i] = static_cast<uint8_t>(digit);
-              rest /= 3;
-            }
+            const unsigned byte = source[4 * row + j];
+            const unsigned n = byte < 192 ? byte & 63 : byte / 3, last = byte < 192 ? byte >> 6 : byte % 3;
+            const unsigned digits[kBase3Steps] = {n % 3, n / 3 % 3, n / 9 % 3, n / 27, last};
+            for (size_t i = j; i < width; i += 4) target[i] = static_cast<uint8_t>(digits[i / 4]);
           }
         }
       }

@@ -26,7 +26,7 @@ constexpr uint8_t kBase3Padding = 1;  // code of padded rows and inputs
 void pack_base3_vector(const uint8_t* steps, uint8_t* packed);
 
 // codes [rows][columns] to packed [blocks][vectors][2][64] and back, on all threads of team(). A byte above
-// 242, which packing never writes, unpacks to a last code of 3.
+// 242, which packing never writes, unpacks to a fourth code of 3.
 // Precondition of packing: every code below 3.
 void pack_base3(const uint8_t* codes, size_t rows, size_t columns, uint8_t* packed);
 void unpack_base3(const uint8_t* packed, size_t rows, size_t columns, uint8_t* codes);

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "dispatch.h"
+#include "layout.h"
 #include "team.h"
 
 namespace lowbit {
@@ -53,7 +54,7 @@ constexpr size_t kScanChunk = 1 << 16;
 }  // namespace
 
 size_t rtn_scratch_bytes(const RtnJob& job) {
-  const size_t padded = round_up(job.columns, kChunk);
+  const size_t padded = round_up(job.columns, job.base3 ? kBase3Inputs : kChunk);
   return 2 * kTileRows * sizeof(float) * job.group_size + kTileRows * padded;
 }
 

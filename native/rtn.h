@@ -36,12 +36,13 @@ struct RtnJob {
   size_t group_size, groups;  // group_size * groups == columns
   float divisor;              // the scale of the tensor
   int bits;
+  bool base3;                      // five ternary codes to a byte; bits is 2
   Number scale_type;               // fp16, fp32, e8m0, e4m3
   bool mse;                        // least squares; false: the min-max scale
   bool affine;                     // asymmetric integers; tables[0] has lower_normal, lower_cover and count
   bool mean_start;                 // the min-max scale is the mean magnitude
   std::vector<LevelTable> tables;  // 1, or up to 4 with selectors
-  // Outputs, zeroed beforehand. Layout as in matrix.h.
+  // Outputs, filled with padding beforehand: zeros, or bytes of code 1 in base 3. Layout as in matrix.h.
   uint8_t* codes;
   void* scales;
   uint8_t* zero_points;  // affine only

@@ -249,6 +249,26 @@ void store_bytes(F32 v, uint8_t* out, size_t live) {
   for (size_t i = 0; i < live; ++i) out[i] = static_cast<uint8_t>(lanes[i]);
 }
 
+// Packs the codes of a tile, one to a byte in steps[padded / 4][64], after giving padding its code.
+void pack(const RtnJob& job, size_t block, size_t tile, size_t live, size_t padded, uint8_t* steps) {
+  const int padding = job.base3 ? kBase3Padding : 0;
+  if (live < kTileRows)
+    for (size_t i = 0; i < padded / 4; ++i)
+      std::memset(steps + 64 * i + 4 * live, padding, 4 * (kTileRows - live));
+  for (size_t i = job.columns; i < padded && padding; ++i)
+    for (size_t row = 0; row < live; ++row) steps[i / 4 * 64 + 4 * row + i % 4] = kBase3Padding;
+  if (job.base3) {
+    const size_t vectors = padded / kBase3Inputs;
+    for (size_t v = 0; v < vectors; ++v)
+      pack_base3_vector(steps + v * kBase3Steps * 64, job.codes + ((block * vectors + v) * 2 + tile) * 64);
+    return;
+  }
+  const size_t chunks = padded / kChunk, tile_bytes = 64 * static_cast<size_t>(job.bits);
+  for (size_t chunk = 0; chunk < chunks; ++chunk)
+    pack_tile(steps + chunk * 8 * 64, job.bits,
+              job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
+}
+
 }  // namespace
 
 // One tile of 16 rows. Preconditions: the tile has at least one row; outputs are zeroed; scratch is aligned
@@ -256,7 +276,7 @@ void store_bytes(F32 v, uint8_t* out, size_t live) {
 void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
   const size_t first = block * kBlockRows + tile * kTileRows;
   const size_t live = job.rows - first < kTileRows ? job.rows - first : kTileRows;
-  const size_t padded = round_up(job.columns, kChunk), chunks = padded / kChunk, n = job.group_size;
+  const size_t padded = round_up(job.columns, job.base3 ? kBase3Inputs : kChunk), n = job.group_size;
   float* w = reinterpret_cast<float*>(scratch);
   float* importance = w + kTileRows * n;
   uint8_t* steps = scratch + 2 * kTileRows * sizeof(float) * n;
@@ -306,12 +326,7 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
       square += static_cast<double>(rms[row]) * rms[row] * static_cast<double>(n);
     }
   }
-  if (live < kTileRows)  // padded rows have code 0
-    for (size_t i = 0; i < padded / 4; ++i) std::memset(steps + 64 * i + 4 * live, 0, 4 * (kTileRows - live));
-  const size_t tile_bytes = 64 * static_cast<size_t>(job.bits);
-  for (size_t chunk = 0; chunk < chunks; ++chunk)
-    pack_tile(steps + chunk * 8 * 64, job.bits,
-              job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
+  pack(job, block, tile, live, padded, steps);
   job.errors[block] += error;
   job.squares[block] += square;
 }

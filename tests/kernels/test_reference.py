@@ -121,12 +121,14 @@ def test_the_tolerance_sees_zeros_a_flipped_code_and_swapped_nibbles(name, bits,
         return np.abs(matmul_reference(x, PackedMatrix(*matrix.shape, terms), bits) - right) > tolerance
 
     def flip(codes):
-        # Ternary codes stay below 3: a code of 0 becomes 1, others 0.
-        byte = codes[0, 0, 0, 0]
-        codes[0, 0, 0, 0] = (byte & 0xFC) | (0 if byte & 3 else 1) if name == "ternary" else byte ^ 1
+        if name == "ternary":  # the last of five codes, 0 to 2, takes another value
+            byte = int(codes[0, 0, 0, 0])
+            codes[0, 0, 0, 0] = byte + 1 - 3 * (byte % 3 == 2) if byte >= 192 else (byte + 64) % 192
+        else:
+            codes[0, 0, 0, 0] ^= 1
 
     def swap(codes):
-        codes[:] = (codes >> 4) | (codes << 4)
+        codes[:] = 242 - codes if name == "ternary" else (codes >> 4) | (codes << 4)
 
     assert wrong(flip)[:, 0].any() and not wrong(flip)[:, 1:].any()
     assert wrong(swap).mean() > 0.5

@@ -34,6 +34,7 @@ def _describe(fmt: Format, descriptions: dict[str, str]) -> dict[str, Any]:
         "name": fmt.name,
         "description": descriptions.get(fmt.name, ""),
         "bits": fmt.bits,
+        "stored_bits": fmt.stored_bits,
         "terms": fmt.terms,
         "levels": [list(table) for table in fmt.tables],
         "group_size": fmt.group_size,
@@ -55,7 +56,7 @@ def _show_all(formats: list[dict[str, Any]]) -> None:
     rows = [
         (
             f["name"],
-            f"{f['terms']} x {f['bits']}" if f["terms"] > 1 else str(f["bits"]),
+            f"{f['terms']} x {f['stored_bits']:g}" if f["terms"] > 1 else f"{f['stored_bits']:g}",
             _level_count(f),
             _group(f),
             f["scale_type"],
@@ -73,8 +74,10 @@ def _show_all(formats: list[dict[str, Any]]) -> None:
 
 def _show_one(f: dict[str, Any]) -> None:
     rows = [("format", f["name"] + (f" ({f['description']})" if f["description"] else ""))]
-    rows += [("code bits", f"{f['terms']} terms of {f['bits']}" if f["terms"] > 1 else str(f["bits"]))]
-    rows += [("group", _group(f)), ("scale", f["scale_type"])]
+    bits = f"{f['stored_bits']:g}" + (", five codes to a byte" if f["stored_bits"] != f["bits"] else "")
+    rows += [("code bits", f"{f['terms']} terms of {bits}" if f["terms"] > 1 else bits)]
+    m4 = "4-bit multiplier of the group times fp16 of up to 256 inputs (m4)"
+    rows += [("group", _group(f)), ("scale", m4 if f["scale_type"] == "m4" else f["scale_type"])]
     rows += [("weight", _formula(f)), ("bits per weight", f"{f['bits_per_weight']:.3f} at {ROW} inputs")]
     sys.stdout.write(output.pairs(rows))
     for number, table in enumerate(f["levels"]):
@@ -115,6 +118,8 @@ def _formula(f: dict[str, Any]) -> str:
     if f["zero_point"]:
         return "scale * (code - zero_point)"
     which = "levels[selector of the group][code]" if len(f["levels"]) > 1 else "levels[code]"
+    if f["scale_type"] == "m4":
+        return f"scale * (multiplier * {which})"
     return f"scale * {which}" + (f", summed over {f['terms']} terms" if f["terms"] > 1 else "")
 
 

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from lowbit.formats.format import Format
 
+
+def _m4(bits: int, group_size: int, mode: str = "symmetric") -> Format:
+    return Format.integer(bits, group_size, mode, "m4")
+
+
 _CATALOGUE: dict[str, tuple[Format, str]] = {
     "int1-g64": (Format.integer(1), "signs -1, +1"),
     "int2-g64": (Format.integer(2), "integers -2 to 1"),
+    "int2-g16-m4": (_m4(2, 16), "integers -2 to 1; 16 inputs share a 4-bit multiplier, 256 a scale"),
     "int3-g64": (Format.integer(3), "integers -4 to 3"),
+    "int3-g16-m4": (_m4(3, 16), "integers -4 to 3; 16 inputs share a 4-bit multiplier, 256 a scale"),
     "int4-g32": (Format.integer(4, 32), "integers -8 to 7 in small groups, as GGUF Q4_0"),
     "int4-g64": (Format.integer(4), "integers -8 to 7: the usual choice"),
     "int4-g128": (Format.integer(4, 128), "integers -8 to 7, as most GPTQ and AWQ checkpoints"),
+    "int4-g16-m4": (_m4(4, 16), "integers -8 to 7; 16 inputs share a 4-bit multiplier, 256 a scale"),
+    "int4-g32-m4": (_m4(4, 32), "integers -8 to 7; 32 inputs share a 4-bit multiplier, 256 a scale"),
     "int5-g64": (Format.integer(5), "integers -16 to 15"),
     "int6-g32": (Format.integer(6, 32), "integers -32 to 31 in small groups, the usual embedding"),
     "int6-g64": (Format.integer(6), "integers -32 to 31"),
@@ -26,13 +35,14 @@ _CATALOGUE: dict[str, tuple[Format, str]] = {
     "int4a-g64": (Format.integer(4, mode="asymmetric"), "integers 0 to 15 with a zero-point per group"),
     "int8a-g64": (Format.integer(8, mode="asymmetric"), "integers 0 to 255 with a zero-point per group"),
     "int2b-g64": (Format.integer(2, mode="bipolar"), "odd integers -3, -1, 1, 3"),
+    "int2b-g16-m4": (_m4(2, 16, "bipolar"), "-3, -1, 1, 3; 16 inputs share a 4-bit multiplier, 256 a scale"),
     "int3b-g64": (Format.integer(3, mode="bipolar"), "odd integers -7 to 7"),
     "int4b-g64": (Format.integer(4, mode="bipolar"), "odd integers -15 to 15"),
     "ternary": (
         Format.ternary(),
-        "-1, 0, +1 with one scale per output, for models trained that way (BitNet)",
+        "-1, 0, +1 with a scale per output, five to a byte, for models trained that way (BitNet)",
     ),
-    "ternary-g64": (Format.ternary(64), "-1, 0, +1 in groups"),
+    "ternary-g64": (Format.ternary(64), "-1, 0, +1 in groups, five to a byte"),
     "nf4-g64": (Format.nf4(), "16 quantiles of a normal distribution (QLoRA)"),
     "e2m1-g64": (Format.minifloat(2, 1), "4-bit floats (FP4) with fp16 scales"),
     "e2m1-g32": (Format.minifloat(2, 1, group_size=32), "4-bit floats (FP4) in small groups"),

@@ -16,6 +16,7 @@ from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import tables
 from lowbit.formats.format import Format
 from lowbit.formats.minifloat import FLOAT_TYPES, Minifloat, parse_minifloat
+from lowbit.formats.multipliers import MAX_MULTIPLIER, super_size
 from lowbit.formats.parse import parse_format, split_name
 from lowbit.formats.rounding import check_rounding, round_to_integers, round_to_table
 from lowbit.formats.scales import check_scale_type, decode_scales, encode_scales
@@ -109,6 +110,8 @@ def _resolve(
         raise FormatError(f"emulate: group_size={group_size}, must be positive, or 0 for whole rows")
     if scale_type is not None:
         check_scale_type(scale_type)
+        if scale_type == "m4":
+            raise FormatError("emulate: scale_type='m4'; name it in the format, as in 'int4-g16-m4'")
     if isinstance(format, Minifloat):
         format = format.name
     if isinstance(format, str):
@@ -200,7 +203,11 @@ def _round_tables(
     best = np.empty_like(groups)
     least = np.full(groups.shape[:-1], np.inf)
     for table in fmt.tables:
-        scales, safe = _stored_scales(group_scales(groups, counts, table, scale_type), scale_type)
+        wanted = group_scales(groups, counts, table, scale_type)
+        if scale_type == "m4":
+            scales, safe = _stored_products(wanted, int(counts.sum()), groups.shape[-1])
+        else:
+            scales, safe = _stored_scales(wanted, scale_type)
         rounded = _round_levels(groups / safe[..., None], table, rounding, rng) * scales[..., None]
         error = np.square(rounded - groups).sum(axis=-1)
         better = error < least
@@ -218,4 +225,17 @@ def _stored_scales(scales: np.ndarray, scale_type: str) -> tuple[np.ndarray, np.
         tensor_scale = float(np.float32(scales.max() / 448.0)) or 1.0
     stored = decode_scales(encode_scales(scales / tensor_scale, scale_type), scale_type)
     wide = stored.astype(np.float64) * tensor_scale
+    return wide, np.where(wide == 0.0, 1.0, wide)
+
+
+def _stored_products(scales: np.ndarray, in_features: int, group_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return m4 scales times multipliers, and the same with 1.0 for 0.0: float64, [rows, groups] as `scales`.
+
+    The largest group of a super-group takes multiplier 15, others the smallest that does not fall short.
+    """
+    groups = scales.shape[-1]
+    together = super_size(in_features, group_size) // group_size or groups
+    grouped = scales.reshape(-1, groups // together, together)
+    shared, safe = _stored_scales(grouped.max(axis=-1, keepdims=True) / MAX_MULTIPLIER, "m4")
+    wide = (shared * np.minimum(np.ceil(grouped / safe), MAX_MULTIPLIER)).reshape(scales.shape)
     return wide, np.where(wide == 0.0, 1.0, wide)

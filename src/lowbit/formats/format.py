@@ -2,7 +2,8 @@
 
 A weight is  w = scale * table[code]            (a table of levels: integers, minifloats, codebooks, ..)
 or           w = scale * (code - zero_point)    (asymmetric integers)
-or a sum of several such terms, or a plain float. `group_size` inputs of a row share a scale.
+or a sum of several such terms, or a plain float. `group_size` inputs of a row share a scale; with m4 scales
+they share a 4-bit multiplier, and up to 256 inputs a scale (multipliers.py).
 A format of one's own is `Format.codebook(levels)`; everything downstream works from the fields alone.
 """
 
@@ -15,11 +16,19 @@ from dataclasses import dataclass
 from lowbit.errors import FormatError
 from lowbit.formats import tables
 from lowbit.formats.minifloat import FLOAT_TYPES, minifloat
+from lowbit.formats.multipliers import (
+    MAX_MULTIPLIER,
+    MAX_PRODUCT,
+    MULTIPLIER_BITS,
+    largest_integer_level,
+    super_size,
+)
 from lowbit.formats.scales import SCALE_BITS, SCALE_TYPES
 
 MODES = ("symmetric", "asymmetric", "bipolar")
 MAX_TABLES = 4
 GROUP_MULTIPLE = 16  # the kernels keep sums of activations at this step
+BASE3_GROUP_MULTIPLE = 64  # groups of codes stored in base 3 are whole groups of activations
 
 # Published formats whose name fixes group and scale: name -> (element, group size, scale type).
 PUBLISHED = {
@@ -40,11 +49,11 @@ class Format:
     """A weight format. Build it with the constructors below or `parse_format`; fields are checked.
 
     name: canonical; `parse_format(f.name) == f` for everything but codebooks of the user
-    bits: width of a stored code, 1 to 8; 16 or 32 for plain floats
+    bits: width of a code, 1 to 8; 16 or 32 for plain floats
     tables: the levels in code order, at most 2**bits of them, finite; up to 4 tables of equal length of which
         each group selects one; () for plain floats
     group_size: inputs that share a scale, a multiple of 16; 0: the whole row
-    scale_type: "fp16", "fp32", "e8m0", "e4m3"; "none" for plain floats
+    scale_type: "fp16", "fp32", "e8m0", "e4m3", "m4"; "none" for plain floats
     zero_point: True: w = scale * (code - zero_point), tables = ((0, 1, .., 2**bits - 1),)
     terms: number of stacked terms of this kind
     float_type: "fp16", "bf16" or "fp32" for plain floats, else None
@@ -94,6 +103,23 @@ class Format:
             raise FormatError(
                 f"{what}: with a zero-point the levels are 0 to {2**self.bits - 1}; use Format.integer"
             )
+        if self.scale_type == "m4":
+            self._check_m4(what)
+
+    def _check_m4(self, what: str) -> None:
+        if self.zero_point or len(self.tables) > 1 or self.terms > 1:
+            raise FormatError(
+                f"{what}: m4 scales need one table, one term and no zero-point; use scale type fp16"
+            )
+        if not self.group_size:
+            raise FormatError(f"{what}: m4 scales of whole rows; give a group size such as -g16, or use fp16")
+        peak = largest_integer_level(self.tables)
+        if peak * MAX_MULTIPLIER > MAX_PRODUCT:
+            level = f"{peak:g} as an integer" if math.isfinite(peak) else "no integer"
+            raise FormatError(
+                f"{what}: its largest level is {level}, and m4 scales multiply integers of at most "
+                f"{MAX_PRODUCT // MAX_MULTIPLIER}; use scale type fp16"
+            )
 
     def _check_float(self, what: str) -> None:
         if self.float_type not in FLOAT_TYPES:
@@ -114,10 +140,28 @@ class Format:
 
         `PackedMatrix.bits_per_weight` is the true number that a stored matrix takes.
         """
-        if self.float_type is not None:
-            return float(self.bits)
-        side = SCALE_BITS[self.scale_type] + 8 * self.zero_point + 8 * (len(self.tables) > 1)
-        return self.terms * (self.bits + side / (self.group_size or in_features))
+        scale = SCALE_BITS[self.scale_type] / (self.scale_size(in_features) or in_features)
+        of_group = 8 * self.zero_point + 8 * (len(self.tables) > 1)
+        of_group += MULTIPLIER_BITS if self.scale_type == "m4" else 0
+        return self.terms * (self.stored_bits + scale + of_group / (self.group_size or in_features))
+
+    def scale_size(self, in_features: int) -> int:
+        """Inputs that share a scale: the group, or with m4 scales the super-group; 0: the whole row."""
+        if self.scale_type == "m4":
+            return super_size(in_features, self.group_size)
+        return self.group_size
+
+    @property
+    def packing(self) -> str:
+        """How codes are stored: "base3", five ternary codes to a byte, or "planes" of bits."""
+        ternary = self.bits == 2 and self.tables == (tables.TERNARY,)
+        whole = self.group_size % BASE3_GROUP_MULTIPLE == 0 and self.scale_type != "m4"
+        return "base3" if ternary and whole else "planes"
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits that a code takes in memory: 1.6 in base 3, else `bits`."""
+        return 1.6 if self.packing == "base3" else float(self.bits)
 
     @staticmethod
     def integer(bits: int, group_size: int = 64, mode: str = "symmetric", scale_type: str = "fp16") -> Format:
@@ -140,7 +184,10 @@ class Format:
 
     @staticmethod
     def ternary(group_size: int = 0, scale_type: str = "fp16") -> Format:
-        """Levels -1, 0, +1 in codes of two bits; code 3 is unused. Source: BitNet b1.58, arXiv:2402.17764."""
+        """Levels -1, 0, +1, stored in 1.6 bits, or in 2 with groups that are no multiple of 64.
+
+        Source: BitNet b1.58, arXiv:2402.17764.
+        """
         return _table_format("ternary", 2, tables.TERNARY, group_size, scale_type)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Names of formats: `<element>[-g<N>|-row][-fp16|-fp32|-e8m0|-e4m3]`, or a name that fixes everything.
+"""Names of formats: `<element>[-g<N>|-row][-fp16|-fp32|-e8m0|-e4m3|-m4]`, or a name that fixes everything.
 
 int4  int4a  int4b     integers of 1 to 8 bits: symmetric, asymmetric, bipolar
 ternary                -1, 0, +1
@@ -26,7 +26,7 @@ from lowbit.formats.format import PUBLISHED, Format
 from lowbit.formats.minifloat import FLOAT_TYPES, parse_minifloat
 
 _SUFFIXES = re.compile(
-    r"(?P<base>.+?)(?:-(?:g(?P<group>\d{1,7})|(?P<row>row)))?(?:-(?P<scale>fp16|fp32|e8m0|e4m3))?"
+    r"(?P<base>.+?)(?:-(?:g(?P<group>\d{1,7})|(?P<row>row)))?(?:-(?P<scale>fp16|fp32|e8m0|e4m3|m4))?"
 )
 
 # Families whose name is a word and a small number: pattern, and the constructor that takes the number.

@@ -2,12 +2,14 @@
 
 Rows are padded to blocks of 32 in two tiles of 16, as in layout.py. A *step* is 4 inputs; byte 4 * row + j of
 a 64-byte vector belongs to (row of the tile, input 4 * step + j). A vector holds five consecutive steps:
-vector v of a tile has steps 5 v .. 5 v + 4 as
+vector v of a tile has steps 5 v .. 5 v + 4, so that 64 bytes hold 16 rows of 20 inputs. With the first four
+codes as n = c0 + 3 c1 + 9 c2 + 27 c3, the byte is
 
-    byte = c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4          0 .. 242
+    64 c4 + n                     n < 64
+    192 + 3 (n - 64) + c4         n = 64 .. 80          0 .. 242 in all
 
-so that 64 bytes hold 16 rows of 20 inputs. Padded rows and inputs have code 1, which is level 0 of ternary
-formats: 121 where all five are padding. The functions named `*_reference` define this order.
+which a 64-entry byte lookup nearly decodes by itself. Padded rows and inputs have code 1, which is level 0 of
+ternary formats: 104 where all five are padding. The functions named `*_reference` define this order.
 """
 
 import numpy as np
@@ -23,8 +25,8 @@ except ImportError:
 
 STEPS = 5  # of 4 inputs, in one byte
 INPUTS = 4 * STEPS  # of one vector
-POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 PADDING = 1  # code of padded rows and inputs
+PADDING_BYTE = 104  # five of them
 _SLAB_BYTES = 1 << 24  # temporary memory of one step of packing
 
 
@@ -46,14 +48,17 @@ def pack_base3_reference(codes: np.ndarray) -> np.ndarray:
         padded[: rows.shape[0], :in_features] = rows
         # [block, tile, row, vector, step, j] -> [step, block, vector, tile, row, j]
         steps = padded.reshape(n, 2, TILE_ROWS, vectors, STEPS, 4).transpose(4, 0, 3, 1, 2, 5)
-        packed[first : first + n] = sum(steps[i] * POWERS[i] for i in range(STEPS)).reshape(n, vectors, 2, 64)
+        low = steps[0] + 3 * steps[1] + 9 * steps[2] + 27 * steps[3]
+        # Bytes wrap around where `low` is below 64, which the other branch takes.
+        values = np.where(low < 64, 64 * steps[4] + low, 3 * low + steps[4])
+        packed[first : first + n] = values.reshape(n, vectors, 2, 64)
     return packed
 
 
 def unpack_base3_reference(packed: np.ndarray, out_features: int, in_features: int) -> np.ndarray:
     """Undo `pack_base3_reference`: uint8 [out_features, in_features].
 
-    Damaged bytes, above 242, give a last code of 3.
+    Damaged bytes, above 242, give a fourth code of 3.
     """
     codes = np.empty((out_features, in_features), np.uint8)
     blocks, vectors = packed.shape[:2]
@@ -62,9 +67,10 @@ def unpack_base3_reference(packed: np.ndarray, out_features: int, in_features: i
         part = packed[first : first + slab].reshape(-1, vectors, 2, TILE_ROWS, 4)
         n = part.shape[0]
         # [block, vector, tile, row, j, step] -> [block, tile, row, vector, step, j]
-        digits = part[..., None] // POWERS
-        digits[..., :-1] %= 3
-        rows = digits.transpose(0, 2, 3, 1, 5, 4).reshape(n * BLOCK_ROWS, vectors * INPUTS)
+        escaped = part >= 192
+        low = np.where(escaped, part // 3, part & 63)  # 64 + (part - 192) / 3 is part / 3
+        digits = [low % 3, low // 3 % 3, low // 9 % 3, low // 27, np.where(escaped, part % 3, part >> 6)]
+        rows = np.stack(digits, axis=-1).transpose(0, 2, 3, 1, 5, 4).reshape(n * BLOCK_ROWS, vectors * INPUTS)
         target = codes[first * BLOCK_ROWS : (first + n) * BLOCK_ROWS]
         target[:] = rows[: target.shape[0], :in_features]
     return codes

@@ -3,8 +3,16 @@
 import numpy as np
 
 from lowbit.formats import Format
+from lowbit.packed.base3 import base3_shape
 from lowbit.packed.float_term import FLOAT_DTYPES
-from lowbit.packed.layout import BLOCK_ROWS, block_count, check_group_size, codes_shape, group_count
+from lowbit.packed.layout import (
+    BLOCK_ROWS,
+    TILE_ROWS,
+    block_count,
+    check_group_size,
+    codes_shape,
+    group_count,
+)
 from lowbit.packed.terms import SCALE_DTYPES
 
 ArrayLayout = dict[str, tuple[type, tuple[int, ...]]]  # name -> (dtype, shape)
@@ -20,10 +28,16 @@ def planned_arrays(format: Format, out_features: int, in_features: int, what: st
         return {"0.values": (FLOAT_DTYPES[format.float_type], (blocks, in_features, BLOCK_ROWS))}
     check_group_size(in_features, format.group_size, f"{what} to {format.name}")
     groups = (blocks, group_count(in_features, format.group_size), BLOCK_ROWS)
+    scales = (blocks, group_count(in_features, format.scale_size(in_features)), BLOCK_ROWS)
+    codes = codes_shape(out_features, in_features, format.bits)
+    if format.packing == "base3":
+        codes = base3_shape(out_features, in_features)
     arrays: ArrayLayout = {}
     for term in range(format.terms):
-        arrays[f"{term}.codes"] = (np.uint8, codes_shape(out_features, in_features, format.bits))
-        arrays[f"{term}.scales"] = (SCALE_DTYPES[format.scale_type], groups)
+        arrays[f"{term}.codes"] = (np.uint8, codes)
+        arrays[f"{term}.scales"] = (SCALE_DTYPES[format.scale_type], scales)
+        if format.scale_type == "m4":
+            arrays[f"{term}.multipliers"] = (np.uint8, (*groups[:2], TILE_ROWS))
         if format.zero_point:
             arrays[f"{term}.zero_points"] = (np.uint8, groups)
         if len(format.tables) > 1:

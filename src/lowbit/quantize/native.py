@@ -6,7 +6,8 @@ Source: native/rtn.h, native/isa/rtn.cc.
 import numpy as np
 
 from lowbit.formats import Format
-from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, codes_shape, group_count
+from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, base3_shape, codes_shape, group_count
+from lowbit.packed.base3 import PADDING_BYTE
 from lowbit.packed.terms import SCALE_DTYPES
 from lowbit.quantize.affine import ROOTS, normal_step
 from lowbit.quantize.grid import F32, Grid, make_grid
@@ -37,11 +38,16 @@ def quantize_native(
     native module is not built.
     """
     grids = [make_grid(table) for table in format.tables]
+    if format.scale_type == "m4":
+        return None
     if _native is None or format.terms > 1 or len({len(grid.levels) for grid in grids}) > 1:
         return None
     out_features, in_features = weight.shape
     divisor = tensor_scale(largest, format.max_level, format.scale_type)
-    codes = np.zeros(codes_shape(out_features, in_features, format.bits), np.uint8)
+    if format.packing == "base3":  # filled for tiles without rows, which the native code leaves as they are
+        codes = np.full(base3_shape(out_features, in_features), PADDING_BYTE, np.uint8)
+    else:
+        codes = np.zeros(codes_shape(out_features, in_features, format.bits), np.uint8)
     groups = (codes.shape[0], group_count(in_features, format.group_size), BLOCK_ROWS)
     scales = np.zeros(groups, SCALE_DTYPES[format.scale_type])
     zero_points = np.zeros(groups, np.uint8) if format.zero_point else None
@@ -64,6 +70,7 @@ def quantize_native(
         both_signs=both_signs(grids[0], format.scale_type),
         mean_start=starts_at_mean(grids[0]),
         mse=search == "mse",
+        base3=format.packing == "base3",
     )
     term = CodeTerm(
         bits=format.bits,
@@ -75,6 +82,7 @@ def quantize_native(
         zero_points=zero_points,
         selectors=selectors,
         tensor_scale=divisor,
+        packing=format.packing,
     )
     matrix = PackedMatrix(out_features, in_features, (term,), format.name)
     return matrix, error / squared if squared else 0.0

@@ -1,8 +1,9 @@
 """Round-to-nearest for every format: arrays in, PackedMatrix out.
 
-Single-term formats search the scale of each group (search.py, affine.py); formats of several terms are
-fitted (binary_coded.py, trit_planes.py); plain floats are converted. NumPy works through the matrix in chunks
-of rows; where the native quantizer knows the format, it gives the same codes and scales many times faster.
+Single-term formats search the scale of each group (search.py, affine.py, multipliers.py); formats of several
+terms are fitted (binary_coded.py, trit_planes.py); plain floats are converted. NumPy works through the matrix
+in chunks of rows; where the native quantizer knows the format, it gives the same codes and scales many times
+faster.
 """
 
 from typing import Any
@@ -18,13 +19,16 @@ from lowbit.packed import (
     PackedMatrix,
     check_group_size,
     group_count,
+    pack_base3,
     pack_codes,
     pack_groups,
+    pack_multipliers,
     pack_values,
 )
 from lowbit.quantize.affine import affine_codes, search_affine
 from lowbit.quantize.binary_coded import fit_planes
 from lowbit.quantize.grid import F32, make_grid
+from lowbit.quantize.multipliers import search_multipliers, units
 from lowbit.quantize.native import largest_magnitude, quantize_native
 from lowbit.quantize.scale import tensor_scale
 from lowbit.quantize.search import Fit, inverse, search_scales, total
@@ -97,11 +101,19 @@ def quantize_reference(
     """The definition in NumPy. weight: float32, finite, largest magnitude `largest`; its group size fits."""
     out_features, in_features = weight.shape
     groups = group_count(in_features, format.group_size)
+    supers = format.scale_size(in_features)
     divisor = tensor_scale(largest, format.max_level, format.scale_type)
     codes = np.empty((format.terms, out_features, in_features), np.uint8)
-    scales = np.empty((format.terms, out_features, groups), F32)
-    zero_points = np.empty((out_features, groups), np.uint8) if format.zero_point else None
-    selectors = np.empty((out_features, groups), np.uint8) if len(format.tables) > 1 else None
+    scales = np.empty((format.terms, out_features, group_count(in_features, supers)), F32)
+    bytes_of_groups = {
+        name: np.empty((out_features, groups), np.uint8)
+        for name, stored in (
+            ("zero_points", format.zero_point),
+            ("selectors", len(format.tables) > 1),
+            ("multipliers", format.scale_type == "m4"),
+        )
+        if stored
+    }
     squared_error = 0.0
     step = max(1, _CHUNK_WEIGHTS // in_features)
     for first in range(0, out_features, step):
@@ -109,48 +121,64 @@ def quantize_reference(
         part = weight[rows] / F32(divisor)
         shape = (len(part), groups)
         w = np.ascontiguousarray(part.reshape(*shape, -1).transpose(2, 0, 1).reshape(-1, len(part) * groups))
-        part_codes, part_scales, zeros, selected, errors = _fit(w, format, search)
+        part_codes, part_scales, part_bytes, errors = _fit(w, format, search, groups // scales.shape[2])
         for term in range(format.terms):
             codes[term, rows] = part_codes[term].T.reshape(len(part), in_features)
-            scales[term, rows] = part_scales[term].reshape(shape)
-        if zero_points is not None:
-            zero_points[rows] = zeros.reshape(shape)
-        if selectors is not None:
-            selectors[rows] = selected.reshape(shape)
+            scales[term, rows] = part_scales[term].reshape(len(part), -1)
+        for values in bytes_of_groups.values():
+            values[rows] = part_bytes.reshape(shape)
         squared_error += float(errors.sum(dtype=np.float64))
     squared = float(np.square(weight, dtype=np.float64).sum())
+    packed_bytes = {
+        name: pack_multipliers(values) if name == "multipliers" else pack_groups(values)
+        for name, values in bytes_of_groups.items()
+    }
     levels = np.array(format.tables, F32)
     terms = tuple(
         CodeTerm(
             bits=format.bits,
             levels=levels,
-            codes=pack_codes(codes[term], format.bits),
+            codes=pack_base3(part) if format.packing == "base3" else pack_codes(part, format.bits),
             scales=pack_groups(encode_scales(scales[term] + F32(0), format.scale_type)),
             scale_type=format.scale_type,
             group_size=format.group_size,
-            zero_points=None if zero_points is None else pack_groups(zero_points),
-            selectors=None if selectors is None else pack_groups(selectors),
             tensor_scale=divisor,
+            packing=format.packing,
+            super_size=supers if format.scale_type == "m4" else 0,
+            **packed_bytes,
         )
-        for term in range(format.terms)
+        for term, part in enumerate(codes)
     )
     matrix = PackedMatrix(out_features, in_features, terms, format.name)
     return matrix, squared_error * divisor**2 / squared if squared else 0.0
 
 
-def _fit(w: np.ndarray, format: Format, search: str) -> tuple[np.ndarray, ...]:
-    """Codes [terms, group_size, N], scales [terms, N], zero-points, selectors and errors [N] of N groups."""
+def _fit(
+    w: np.ndarray, format: Format, search: str, together: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fit N groups, of which `together` neighbours share an m4 scale.
+
+    Returns codes [terms, group_size, N], scales [terms, N / together], a byte [N] (zero-point, selector or
+    multiplier, where the format has one) and errors [N].
+    """
     none = np.zeros(w.shape[1], np.uint8)
     if format.terms > 1:
         fit_terms = fit_planes if format.bits == 1 else fit_trits
         codes, scales = fit_terms(w, format.terms, format.scale_type)
         values = np.array(format.tables[0], F32)[codes] * scales[:, None]
-        return codes, scales, none, none, np.square(w - values.sum(axis=0)).sum(axis=0)
+        return codes, scales, none, np.square(w - values.sum(axis=0)).sum(axis=0)
     if format.zero_point:
         fit = search_affine(w, format.bits, format.scale_type, search)
         codes = affine_codes(w, fit.scales, fit.zero_points, format.bits).astype(np.uint8)
         errors = total(np.square(w - fit.scales * (codes.astype(F32) - fit.zero_points)))
-        return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), none, errors
+        return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), errors
+    if format.scale_type == "m4":
+        grid = make_grid(format.tables[0])
+        shared = search_multipliers(w, grid, format.bits, together, search)
+        unit = units(shared, grid)
+        index = grid.nearest(w * inverse(unit))
+        errors = total(np.square(w - unit * grid.value(index)))
+        return grid.codes[index][None], shared.scales[None], shared.multipliers.astype(np.uint8), errors
     codes, fit = _fit_table(w, format, 0, search)
     selected = none
     for number in range(1, len(format.tables)):
@@ -160,7 +188,7 @@ def _fit(w: np.ndarray, format: Format, search: str) -> tuple[np.ndarray, ...]:
         codes = np.where(better, new_codes, codes)
         fit.keep(new_fit.scales, new_fit.zero_points, new_fit.errors)
     levels = np.array(format.tables, F32)[selected, codes]
-    return codes[None], fit.scales[None], none, selected, total(np.square(w - fit.scales * levels))
+    return codes[None], fit.scales[None], selected, total(np.square(w - fit.scales * levels))
 
 
 def _fit_table(w: np.ndarray, format: Format, number: int, search: str) -> tuple[np.ndarray, Fit]:
