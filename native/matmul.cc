@@ -52,7 +52,7 @@ void block_product(const Product& p, size_t block, const Activations& a, MatmulS
         kernels.gemm(t, block, panel, a, first, count, acc);
       }
     }
-    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, 1, a, first, count, acc);
+    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, a, first, count, acc);
     store_block(p, block, first, count, acc);
   }
 }
@@ -123,22 +123,10 @@ void matmul(const Member& member, const Product* products, size_t count, const A
   for (size_t i = 0; i < count; ++i) total += products[i].matrix->blocks();
   size_t begin, end;
   member.share(total, &begin, &end);
-  const MatmulKernels& kernels = matmul_kernels();
   for (size_t i = 0, base = 0; i < count && base < end; base += products[i++].matrix->blocks()) {
     const Product& p = products[i];
     size_t block = begin > base ? begin - base : 0;
     const size_t stop = std::min(p.matrix->blocks(), end - base);
-    // Plain float weights, one token: several blocks at once, since one running sum per row leaves the
-    // multipliers waiting for each other.
-    if (a.tokens == 1 && p.matrix->codes.empty() && p.matrix->floats.size() == 1) {
-      alignas(kAlign) float acc[4 * kBlockRows];
-      for (; block + kernels.float_blocks <= stop; block += kernels.float_blocks) {
-        std::memset(acc, 0, sizeof acc);
-        kernels.float_product(p.matrix->floats[0], block, kernels.float_blocks, a, 0, 1, acc);
-        for (size_t b = 0; b < kernels.float_blocks; ++b)
-          store_block(p, block + b, 0, 1, acc + b * kBlockRows);
-      }
-    }
     for (; block < stop; ++block) block_product(p, block, a, scratch);
   }
 }

@@ -17,10 +17,9 @@ struct MatmulKernels {
   // acc[token][32] += an unpacked block times `count` tokens from `first`.
   void (*gemm)(const CodeTerm& term, size_t block, const uint8_t* panel, const Activations& a, size_t first,
                size_t count, float* acc);
-  // acc[block][token][32] += `blocks` consecutive blocks of a float term times `count` tokens.
-  void (*float_product)(const FloatTerm& term, size_t block, size_t blocks, const Activations& a,
-                        size_t first, size_t count, float* acc);
-  size_t float_blocks;  // how many blocks float_product wants at once for one token
+  // acc[token][32] += one block of a float term times `count` tokens from `first`.
+  void (*float_product)(const FloatTerm& term, size_t block, const Activations& a, size_t first, size_t count,
+                        float* acc);
   // Sums `bytes` of memory (bandwidth), and runs `rounds` rounds of 64-byte dot products (peak); both return
   // something that depends on all the work.
   uint64_t (*read_memory)(const uint8_t* p, size_t bytes);

@@ -129,7 +129,7 @@ float fma_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv_any,   unpack_any,   gemm,       float_product, kFloatBlocks,
+  return {quantize_row, gemv_any,   unpack_any,   gemm,       float_product,
           read_memory,  dot_rounds, kChains * 64, fma_rounds, kChains * 16};
 }
 
