@@ -104,9 +104,10 @@ enum Parameter {
 
 static std::pair<double, double> bound_round_to_nearest(
     Floats weights, Packed codes, AnyArray scales, std::optional<Bytes3> zero_points,
-    std::optional<Bytes3> selectors, int bits, size_t group_size, const std::string& scale_type,
-    float divisor, Floats levels, Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear,
-    bool both_signs, bool mean_start, bool mse, bool base3) {
+    std::optional<Bytes3> selectors, std::optional<Bytes3> multipliers, int bits, size_t group_size,
+    size_t together, const std::string& scale_type, float divisor, Floats levels, Floats boundaries,
+    ByteMatrixIn level_codes, Floats parameters, bool linear, bool both_signs, bool mean_start, bool mse,
+    bool base3) {
   RtnJob job = {};
   job.weights = weights.data();
   job.rows = weights.shape(0);
@@ -124,6 +125,8 @@ static std::pair<double, double> bound_round_to_nearest(
           "group_size must divide the columns and be a multiple of 4, or be 0");
   job.group_size = group_size ? group_size : job.columns;
   job.groups = job.columns / job.group_size;
+  require(together >= 1 && job.groups % together == 0, "together must divide the groups");
+  job.together = together;
   require(divisor > 0, "divisor must be positive");
   job.divisor = divisor;
   job.bits = bits;
@@ -133,8 +136,16 @@ static std::pair<double, double> bound_round_to_nearest(
   job.mean_start = mean_start;
 
   const size_t blocks = codes.shape(0), per_matrix = blocks * job.groups * kBlockRows;
-  require(scales.nbytes() == per_matrix * number_bytes(job.scale_type),
-          "scales must be [blocks, groups, 32]");
+  require(scales.nbytes() == per_matrix / together * number_bytes(job.scale_type),
+          "scales must be [blocks, groups / together, 32]");
+  require(multipliers.has_value() || together == 1, "groups share a scale only with multipliers");
+  if (multipliers) {
+    require(multipliers->size() == blocks * job.groups * kTileRows,
+            "multipliers must be [blocks, groups, 16]");
+    require(job.scale_type == Number::fp16 && !zero_points && !selectors && group_size % 4 == 0 && group_size,
+            "multipliers need fp16 scales, groups, and neither zero_points nor selectors");
+    job.multipliers = multipliers->data();
+  }
   job.scales = scales.data();
   job.codes = codes.data();
   for (const auto& bytes : {zero_points, selectors})
@@ -184,10 +195,11 @@ void bind_quantize(nb::module_& m) {
   m.def("largest_magnitude", &bound_largest_magnitude, nb::arg("weights"),
         "Largest magnitude of float32 [rows, columns]; infinite or NaN if one of them is.");
   m.def("round_to_nearest", &bound_round_to_nearest, nb::arg("weights"), nb::arg("codes"), nb::arg("scales"),
-        nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("bits"), nb::arg("group_size"),
-        nb::arg("scale_type"), nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"),
-        nb::arg("level_codes"), nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"),
-        nb::arg("mean_start"), nb::arg("mse"), nb::arg("base3"),
+        nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("multipliers").none(),
+        nb::arg("bits"), nb::arg("group_size"), nb::arg("together"), nb::arg("scale_type"),
+        nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"), nb::arg("level_codes"),
+        nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"), nb::arg("mean_start"),
+        nb::arg("mse"), nb::arg("base3"),
         "Quantize float32 [rows, columns] into zeroed codes and scales; see quantize/native.py. Returns the "
         "sums "
         "of squared errors and of squared weights, both over divisor^2.");

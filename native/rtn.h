@@ -13,6 +13,7 @@ namespace lowbit {
 constexpr size_t kChainLevels = 16;  // up to here all boundaries are compared, above a table is used
 constexpr int kLookupShift = 19;     // a lookup by sign, exponent and 4 bits of mantissa
 constexpr size_t kLookupSize = 1u << 13;
+constexpr size_t kGroupVectors = 7;  // of 16 floats for each group that shares a scale with others
 
 // The levels of one table; see Grid in quantize/grid.py.
 struct LevelTable {
@@ -34,6 +35,7 @@ struct RtnJob {
   const float* weights;  // [rows][columns], finite
   size_t rows, columns;
   size_t group_size, groups;  // group_size * groups == columns
+  size_t together;            // neighbouring groups that share a scale; 1 without multipliers
   float divisor;              // the scale of the tensor
   int bits;
   bool base3;                      // five ternary codes to a byte; bits is 2
@@ -47,6 +49,7 @@ struct RtnJob {
   void* scales;
   uint8_t* zero_points;  // affine only
   uint8_t* selectors;    // several tables only
+  uint8_t* multipliers;  // m4 scales only: [blocks][groups][16], two to a byte; scale_type is fp16
   // Sums over each block, [blocks]: squared errors and squared weights, both over divisor^2.
   double* errors;
   double* squares;

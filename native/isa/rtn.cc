@@ -2,10 +2,10 @@
 // the same bits as quantize/search.py and quantize/affine.py, which say what is computed and why.
 #include "rtn.h"
 
-#include <cmath>
 #include <cstring>
 
-#include "isa/rtn_levels.h"
+#include "isa/rtn_m4.h"
+#include "isa/rtn_search.h"
 #include "layout.h"
 
 namespace lowbit::LOWBIT_ISA {
@@ -14,126 +14,8 @@ namespace {
 
 using namespace rtn;
 
-constexpr int kRefinements = 3;
-constexpr float kFlat = 0.75f;  // share of an error that counts alike for all weights
-constexpr float kUpper = 1.25f;
-
-struct Sums {
-  F32 error, wq, qq;
-};
-
-struct Group {
-  const float* w;           // [n][16]
-  const float* importance;  // [n][16], how much the error of a weight counts
-  size_t n;
-  F32 high, low, rms, mean;  // largest and smallest (or 0), root mean square, mean magnitude
-};
-
-// Sums over a group; inv = 1 / (scale * step), q the nearest levels in units of the step, each product
-// times the importance g: <gw, q> and <gq, q>.
 template <typename Levels>
-LOWBIT_INLINE Sums correlate(const Group& group, F32 inv, const Levels& levels) {
-  Sums s = {zero_f32(), zero_f32(), zero_f32()};
-  for (size_t i = 0; i < group.n; ++i) {
-    const F32 v = load(group.w + 16 * i), g = load(group.importance + 16 * i);
-    const F32 q = levels.value(mul(v, inv));
-    s.wq = add(s.wq, mul(mul(g, v), q));
-    s.qq = add(s.qq, mul(mul(g, q), q));
-  }
-  return s;
-}
-
-// The same at unit = scale * step, with the error.
-template <typename Levels>
-LOWBIT_INLINE Sums evaluate(const Group& group, F32 unit, const Levels& levels) {
-  Sums s = {zero_f32(), zero_f32(), zero_f32()};
-  const F32 inv = inverse(unit);
-  for (size_t i = 0; i < group.n; ++i) {
-    const F32 v = load(group.w + 16 * i), g = load(group.importance + 16 * i);
-    const F32 q = levels.value(mul(v, inv)), rest = sub(v, mul(unit, q));
-    s.error = add(s.error, mul(g, mul(rest, rest)));
-    s.wq = add(s.wq, mul(mul(g, v), q));
-    s.qq = add(s.qq, mul(mul(g, q), q));
-  }
-  return s;
-}
-
-struct Best {
-  F32 scale, zero, error;
-};
-
-Group describe(const float* w, float* importance, size_t n, bool weigh) {
-  Group g = {w, importance, n, zero_f32(), zero_f32(), zero_f32(), zero_f32()};
-  F32 squares = zero_f32(), magnitudes = zero_f32();
-  for (size_t i = 0; i < n; ++i) {
-    const F32 v = load(w + 16 * i);
-    g.high = max(g.high, v);
-    g.low = min(g.low, v);
-    squares = add(squares, mul(v, v));
-    magnitudes = add(magnitudes, abs(v));
-  }
-  const F32 share = set1(static_cast<float>(1.0 / static_cast<double>(n)));
-  const F32 mean_square = mul(squares, share);
-  g.rms = sqrt(mean_square);
-  g.mean = mul(magnitudes, share);
-  const F32 part = mul(inverse(mean_square), set1(1.0f - kFlat));
-  for (size_t i = 0; i < n; ++i) {
-    const F32 v = load(w + 16 * i);
-    store(importance + 16 * i, weigh ? add(mul(mul(v, v), part), set1(kFlat)) : set1(1.0f));
-  }
-  return g;
-}
-
-F32 covering_scale(F32 high, F32 low, const LevelTable& t) {
-  return max(mul(high, set1(t.top_inverse)), mul(low, set1(t.bottom_inverse)));
-}
-
-F32 starting_scale(const RtnJob& job, const LevelTable& t, const Group& g) {
-  if (job.mean_start) return round_scale(mul(g.mean, set1(t.top_inverse)), job.scale_type);
-  if (job.scale_type != Number::e8m0) return round_scale(covering_scale(g.high, g.low, t), job.scale_type);
-  float lanes[16];
-  store(lanes, max(g.high, sub(zero_f32(), g.low)));
-  for (float& x : lanes) {
-    int exponent;
-    std::frexp(x, &exponent);
-    exponent -= t.top_exponent;
-    x = std::ldexp(1.0f, exponent > -126 ? exponent : -126);
-  }
-  return round_scale(load(lanes), job.scale_type);
-}
-
-// Lowest candidate and the ratio between neighbours, up to kUpper times the covering scale.
-void candidate_bounds(F32 cover, F32 rms, const LevelTable& t, F32* lower, F32* ratio) {
-  const F32 upper = mul(cover, set1(kUpper));
-  *lower = min(max(mul(rms, set1(t.lower_normal)), mul(cover, set1(t.lower_cover))), mul(upper, set1(0.8f)));
-  *ratio = zero_unless_positive(*lower, div(upper, *lower));
-  for (int i = 0; i < t.roots; ++i) *ratio = sqrt(*ratio);
-}
-
-bool is_fine(Number type) { return type == Number::fp16 || type == Number::fp32; }
-
-// Tries a candidate rounded to its type; returns the candidate refitted.
-template <typename Levels>
-F32 keep_better(const RtnJob& job, const Group& g, const Levels& levels, float step, F32 candidate, F32 zero,
-                Best* best) {
-  const F32 stored = round_scale(candidate, job.scale_type);
-  const Sums s = evaluate(g, mul(stored, set1(step)), levels);
-  best->scale = select_gt(best->error, s.error, stored, best->scale);
-  best->zero = select_gt(best->error, s.error, zero, best->zero);
-  best->error = select_gt(best->error, s.error, s.error, best->error);
-  return mul(zero_unless_positive(s.qq, div(s.wq, s.qq)), set1(1.0f / step));
-}
-
-// Keeps the refitted scale if its gain is the largest yet.
-LOWBIT_INLINE F32 gain_of(const Sums& s, bool positive_only, F32* fitted) {
-  *fitted = zero_unless_positive(s.qq, div(s.wq, s.qq));
-  const F32 gain = mul(*fitted, s.wq);
-  return positive_only ? zero_unless_positive(*fitted, gain) : gain;
-}
-
-template <typename Levels>
-Best search_table(const RtnJob& job, const LevelTable& t, const Group& g) {
-  const Levels levels(t);
+Best search_table(const RtnJob& job, const LevelTable& t, const Group& g, const Levels& levels) {
   Best best = {starting_scale(job, t, g), zero_f32(), zero_f32()};
   best.error = evaluate(g, mul(best.scale, set1(t.step)), levels).error;
   if (!job.mse) return best;
@@ -201,11 +83,22 @@ Best search_affine(const RtnJob& job, const LevelTable& t, const Group& g) {
   return best;
 }
 
+// Calls work(levels) with the kind of levels that suits the table.
+template <typename Work>
+void with_levels(const LevelTable& t, const Work& work) {
+  if (t.linear)
+    work(Linear(t));
+  else if (t.count <= kChainLevels)
+    work(Chain(t));
+  else
+    work(Lookup(t));
+}
+
 Best search(const RtnJob& job, const LevelTable& t, const Group& g) {
   if (job.affine) return search_affine(job, t, g);
-  if (t.linear) return search_table<Linear>(job, t, g);
-  if (t.count <= kChainLevels) return search_table<Chain>(job, t, g);
-  return search_table<Lookup>(job, t, g);
+  Best best;
+  with_levels(t, [&](const auto& levels) { best = search_table(job, t, g, levels); });
+  return best;
 }
 
 // words[n / 4 rounded up][16]: the codes of four inputs in the four bytes of each lane. Returns the plain
@@ -269,61 +162,108 @@ void pack(const RtnJob& job, size_t block, size_t tile, size_t live, size_t padd
               job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
 }
 
+// Where the results of one group go.
+struct Target {
+  size_t block, tile, live;  // live rows of the tile
+  int32_t* words;            // [n / 4 rounded up][16], see write_codes
+  double* error;             // sums over live rows
+  double* square;
+};
+
+// Adds up the squared errors `plain` of a group, and the squares of its weights.
+void add_sums(const Group& g, F32 plain, const Target& out) {
+  float errors[16], rms[16];
+  store(errors, plain);
+  store(rms, g.rms);
+  for (size_t row = 0; row < out.live; ++row) {
+    *out.error += errors[row];
+    *out.square += static_cast<double>(rms[row]) * rms[row] * static_cast<double>(g.n);
+  }
+}
+
+// A group with a scale of its own.
+void quantize_group(const RtnJob& job, const Group& g, size_t group, const Target& out) {
+  Best best = search(job, job.tables[0], g);
+  F32 selector = zero_f32();
+  for (size_t t = 1; t < job.tables.size(); ++t) {
+    const Best other = search(job, job.tables[t], g);
+    selector = select_gt(best.error, other.error, set1(static_cast<float>(t)), selector);
+    best.scale = select_gt(best.error, other.error, other.scale, best.scale);
+    best.error = select_gt(best.error, other.error, other.error, best.error);
+  }
+  F32 plain = zero_f32();
+  for (size_t t = 0; t < job.tables.size(); ++t) {
+    const LevelTable& table = job.tables[t];
+    const F32 unit = mul(best.scale, set1(table.step)), number = set1(static_cast<float>(t));
+    if (job.affine) {
+      const Affine levels = {best.zero, set1(static_cast<float>(table.count - 1))};
+      plain = add(plain, write_codes(g, best.scale, levels, selector, number, out.words));
+    } else {
+      with_levels(table, [&](const auto& levels) {
+        plain = add(plain, write_codes(g, unit, levels, selector, number, out.words));
+      });
+    }
+  }
+  const size_t index = (out.block * job.groups + group) * kBlockRows + out.tile * kTileRows;
+  store_scales(job, add(best.scale, zero_f32()), index, out.live);  // minus zero becomes zero
+  if (job.zero_points) store_bytes(best.zero, job.zero_points + index, out.live);
+  if (job.selectors) store_bytes(selector, job.selectors + index, out.live);
+  add_sums(g, plain, out);
+}
+
+// The groups of one super-group with m4 scales; `out.words` are those of its first group.
+void quantize_super_group(const RtnJob& job, const SuperGroup& s, size_t number, const Target& out) {
+  const LevelTable& table = job.tables[0];
+  with_levels(table, [&](const auto& levels) {
+    const F32 scale = search_m4(job, table, s, levels);
+    const size_t supers = job.groups / job.together;
+    const size_t index = (out.block * supers + number) * kBlockRows + out.tile * kTileRows;
+    store_scales(job, add(scale, zero_f32()), index, out.live);
+    for (size_t j = 0; j < s.count; ++j) {
+      const Group g = s.group(j);
+      const F32 m = load(s.best + 16 * j);
+      const F32 unit = mul(mul(scale, m), set1(table.step));
+      Target part = out;
+      part.words += 4 * g.n * j;
+      add_sums(g, write_codes(g, unit, levels, zero_f32(), zero_f32(), part.words), part);
+      uint8_t bytes[16];
+      store_bytes(m, bytes, out.live);
+      uint8_t* nibbles = job.multipliers + (out.block * job.groups + number * s.count + j) * kTileRows;
+      for (size_t row = 0; row < out.live; ++row)
+        nibbles[row] = static_cast<uint8_t>(nibbles[row] | bytes[row] << (4 * out.tile));
+    }
+  });
+}
+
 }  // namespace
 
-// One tile of 16 rows. Preconditions: the tile has at least one row; outputs are zeroed; scratch is aligned
+// One tile of 16 rows. Preconditions: the tile has at least one row; outputs hold padding; scratch is aligned
 // to 64 bytes and holds rtn_scratch_bytes(job).
 void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
   const size_t first = block * kBlockRows + tile * kTileRows;
   const size_t live = job.rows - first < kTileRows ? job.rows - first : kTileRows;
-  const size_t padded = round_up(job.columns, job.base3 ? kBase3Inputs : kChunk), n = job.group_size;
+  const size_t padded = round_up(job.columns, job.base3 ? kBase3Inputs : kChunk);
+  const size_t n = job.group_size * job.together;  // inputs that share a scale
   float* w = reinterpret_cast<float*>(scratch);
   float* importance = w + kTileRows * n;
-  uint8_t* steps = scratch + 2 * kTileRows * sizeof(float) * n;
+  float* of_groups = importance + kTileRows * n;
+  uint8_t* steps = reinterpret_cast<uint8_t*>(of_groups + kGroupVectors * kTileRows * job.together);
   std::memset(steps, 0, kTileRows * padded);
   if (live < kTileRows) std::memset(w, 0, kTileRows * sizeof(float) * n);
   double error = 0, square = 0;
-  for (size_t group = 0; group < job.groups; ++group) {
-    const float* source = job.weights + first * job.columns + group * n;
+  for (size_t number = 0; number < job.groups / job.together; ++number) {
+    const float* source = job.weights + first * job.columns + number * n;
     for (size_t row = 0; row < live; ++row)
       for (size_t i = 0; i < n; ++i) w[16 * i + row] = source[row * job.columns + i];
     if (job.divisor != 1.0f)
       for (size_t i = 0; i < n; ++i) store(w + 16 * i, div(load(w + 16 * i), set1(job.divisor)));
-    const Group g = describe(w, importance, n, job.mse);
-    Best best = search(job, job.tables[0], g);
-    F32 selector = zero_f32();
-    for (size_t t = 1; t < job.tables.size(); ++t) {
-      const Best other = search(job, job.tables[t], g);
-      selector = select_gt(best.error, other.error, set1(static_cast<float>(t)), selector);
-      best.scale = select_gt(best.error, other.error, other.scale, best.scale);
-      best.error = select_gt(best.error, other.error, other.error, best.error);
-    }
-    F32 plain = zero_f32();
-    int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * group * n;
-    for (size_t t = 0; t < job.tables.size(); ++t) {
-      const LevelTable& table = job.tables[t];
-      const F32 unit = mul(best.scale, set1(table.step)), number = set1(static_cast<float>(t));
-      if (job.affine) {
-        const Affine levels = {best.zero, set1(static_cast<float>(table.count - 1))};
-        plain = add(plain, write_codes(g, best.scale, levels, selector, number, words));
-      } else if (table.linear) {
-        plain = add(plain, write_codes(g, unit, Linear(table), selector, number, words));
-      } else if (table.count <= kChainLevels) {
-        plain = add(plain, write_codes(g, unit, Chain(table), selector, number, words));
-      } else {
-        plain = add(plain, write_codes(g, unit, Lookup(table), selector, number, words));
-      }
-    }
-    const size_t index = (block * job.groups + group) * kBlockRows + tile * kTileRows;
-    store_scales(job, add(best.scale, zero_f32()), index, live);  // minus zero becomes zero
-    if (job.zero_points) store_bytes(best.zero, job.zero_points + index, live);
-    if (job.selectors) store_bytes(selector, job.selectors + index, live);
-    float errors[16], rms[16];
-    store(errors, plain);
-    store(rms, g.rms);
-    for (size_t row = 0; row < live; ++row) {
-      error += errors[row];
-      square += static_cast<double>(rms[row]) * rms[row] * static_cast<double>(n);
+    int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * number * n;
+    const Target out = {block, tile, live, words, &error, &square};
+    if (job.multipliers) {
+      const SuperGroup s(job, w, importance, of_groups);
+      quantize_super_group(job, s, number, out);
+    } else {
+      quantize_group(job, describe(w, importance, n, job.mse), number, out);
     }
   }
   pack(job, block, tile, live, padded, steps);

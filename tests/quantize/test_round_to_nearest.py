@@ -13,6 +13,7 @@ from lowbit.quantize.round_to_nearest import quantize_reference, quantize_with_e
 
 TABLE_NAMES = [name for name, f in FORMATS.items() if f.float_type is None and f.terms == 1]
 MORE_NAMES = ["int4-row", "int8a-row", "int4-g32-e4m3", "int4a-g32-e8m0", "int3a-g64-e4m3", "int3-g96-fp32"]
+MORE_NAMES += ["int4-g48-m4", "shift3-g16-m4", "ternary-g16-m4", "int1-g32-m4", "bfp4-g64-m4", "int4-g128-m4"]
 MORE_NAMES += ["e4m3fn-row", "nf4-row", "int1a-g64", "bitmod3-g64-e8m0", "e5m2-g32-fp32"]
 CODEBOOKS = [
     Format.codebook([0.5, -3, 7, 1e-3, 0, 9], 32),
@@ -55,8 +56,6 @@ def awkward(rng):
 def test_native_equals_numpy_bit_for_bit(format, search, rng):
     for w in (awkward(rng), awkward(rng)[:5] * np.float32(1e-7)):
         largest = float(np.abs(w).max())
-        if format.scale_type == "m4":
-            continue
         native, native_error = quantize_native(w, format, search, largest)
         numpy, numpy_error = quantize_reference(w, format, search, largest)
         assert native_error == pytest.approx(numpy_error, rel=1e-5)
@@ -220,6 +219,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, tmp_path, rng):
     w = awkward(rng)
     np.save(tmp_path / "w.npy", w)
     names = ["int4-g32", "int3a-g64", "nf4-g64", "e4m3fn-g64", "nvfp4", "mxfp4", "bitmod3-g64"]
+    names += ["int4-g16-m4", "int2b-g32-m4", "ternary"]
     script = (
         "import sys, numpy as np\n"
         "from lowbit.quantize import quantize_array\n"

@@ -37,9 +37,9 @@ from lowbit.quantize.search import (
 )
 
 ROOTS = 4  # 2**4 + 1 scales are tried for a group alone
-CANDIDATES = 16  # scales of a super-group, from LOWEST to HIGHEST times the one with multiplier 15
-LOWEST, HIGHEST = 0.8, 1.4
-RATIO = F32((HIGHEST / LOWEST) ** (1 / (CANDIDATES - 1)))
+CANDIDATES = 16  # scales of a super-group, from 0.8 to 1.4 times the one with multiplier 15
+LOWEST = F32(0.8) / F32(MAX_MULTIPLIER)
+RATIO = F32(1.038)
 NEIGHBOURS = (-1, 0, 1)
 REFINEMENTS = 3
 TOP = F32(MAX_MULTIPLIER)
@@ -80,7 +80,7 @@ def search_multipliers(w: np.ndarray, grid: Grid, bits: int, together: int, sear
     gain, refit = np.zeros_like(best.scales), best.scales
     for sign in (F32(1), F32(-1)) if both else (F32(1),):
         alone = _alone(groups, grid, bits, sign)
-        scale = _join(alone, together).max(axis=0) * F32(LOWEST / MAX_MULTIPLIER)
+        scale = _join(alone, together).max(axis=0) * LOWEST
         for _ in range(CANDIDATES):
             wanted = alone * np.repeat(inverse(scale), together)
             nearest = np.rint(wanted)

@@ -8,8 +8,10 @@ import numpy as np
 from lowbit.formats import Format
 from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, base3_shape, codes_shape, group_count
 from lowbit.packed.base3 import PADDING_BYTE
+from lowbit.packed.layout import TILE_ROWS
 from lowbit.packed.terms import SCALE_DTYPES
-from lowbit.quantize.affine import ROOTS, normal_step
+from lowbit.quantize import affine, multipliers
+from lowbit.quantize.affine import normal_step
 from lowbit.quantize.grid import F32, Grid, make_grid
 from lowbit.quantize.scale import tensor_scale
 from lowbit.quantize.search import LOWER, NORMAL_FRACTION, both_signs, starts_at_mean
@@ -38,8 +40,6 @@ def quantize_native(
     native module is not built.
     """
     grids = [make_grid(table) for table in format.tables]
-    if format.scale_type == "m4":
-        return None
     if _native is None or format.terms > 1 or len({len(grid.levels) for grid in grids}) > 1:
         return None
     out_features, in_features = weight.shape
@@ -49,7 +49,10 @@ def quantize_native(
     else:
         codes = np.zeros(codes_shape(out_features, in_features, format.bits), np.uint8)
     groups = (codes.shape[0], group_count(in_features, format.group_size), BLOCK_ROWS)
-    scales = np.zeros(groups, SCALE_DTYPES[format.scale_type])
+    together = groups[1] // group_count(in_features, format.scale_size(in_features))
+    scales = np.zeros((groups[0], groups[1] // together, BLOCK_ROWS), SCALE_DTYPES[format.scale_type])
+    m4 = format.scale_type == "m4"
+    factors = np.zeros((*groups[:2], TILE_ROWS), np.uint8) if m4 else None
     zero_points = np.zeros(groups, np.uint8) if format.zero_point else None
     selectors = np.zeros(groups, np.uint8) if len(format.tables) > 1 else None
     error, squared = _native.round_to_nearest(
@@ -58,9 +61,11 @@ def quantize_native(
         scales,
         zero_points,
         selectors,
+        factors,
         bits=format.bits,
         group_size=format.group_size,
-        scale_type=format.scale_type,
+        together=together,
+        scale_type="fp16" if m4 else format.scale_type,
         divisor=divisor,
         levels=np.stack([grid.levels for grid in grids]),
         boundaries=np.stack([grid.boundaries for grid in grids]),
@@ -83,6 +88,8 @@ def quantize_native(
         selectors=selectors,
         tensor_scale=divisor,
         packing=format.packing,
+        multipliers=factors,
+        super_size=format.scale_size(in_features) if m4 else 0,
     )
     matrix = PackedMatrix(out_features, in_features, (term,), format.name)
     return matrix, error / squared if squared else 0.0
@@ -101,7 +108,13 @@ def _parameters(grid: Grid, format: Format) -> np.ndarray:
             F32(NORMAL_FRACTION) * normal,
             lower_cover,
             np.frexp(grid.levels[-1])[1],
-            ROOTS if format.zero_point else grid.roots,
+            _roots(grid, format),
         ],
         F32,
     )
+
+
+def _roots(grid: Grid, format: Format) -> int:
+    if format.scale_type == "m4":
+        return multipliers.ROOTS
+    return affine.ROOTS if format.zero_point else grid.roots
