@@ -31,7 +31,7 @@ void Walk::append(size_t index, const Slice& slice, size_t query, size_t kv_head
   const DecoderLayer& layer = decoder_.layer(index);
   const size_t dim = spec_.head_dim, q = spec_.q_size(), kv = spec_.kv_size();
   const size_t row = slice.row + query, position = slice.position + query;
-  const float* projected = w_.qkv_ + row * (q + 2 * kv) + q + kv_head * dim;
+  const float* projected = w_.qkv_ + row * w_.qkv_stride_ + q + kv_head * dim;
   HeadPreparation p = preparation(index, row);
   p.bias = offset_or_null(layer.k_bias, kv_head * dim);
   p.norm = offset_or_null(layer.k_norm, 0);
@@ -99,8 +99,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
       p.bias = offset_or_null(layer.q_bias, head * dim);
       p.norm = offset_or_null(layer.q_norm, 0);
       p.scale = spec_.attention_scale;
-      kernels_.prepare_head(p, w_.qkv_ + token * (q + 2 * spec_.kv_size()) + head * dim,
-                            queries + row * stride);
+      kernels_.prepare_head(p, w_.qkv_ + token * w_.qkv_stride_ + head * dim, queries + row * stride);
     }
   }
   const AttentionTile tile = {queries, rows,     group,        dim,

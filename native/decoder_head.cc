@@ -11,11 +11,12 @@ namespace lowbit {
 // tokens all stay, since every member has its own stream.
 void Walk::keep_wanted() {
   if (w_.redundant_ || w_.wanted_.size() == rows_) return;
-  const size_t n = spec_.hidden_size;
+  const size_t n = spec_.hidden_size, stride = w_.hidden_stride_;
   if (member_.id == 0) {
     for (size_t i = 0; i < w_.wanted_.size(); ++i) {
       std::memmove(lane_.stream.get() + i * n, lane_.stream.get() + w_.wanted_[i] * n, n * sizeof(float));
-      std::memmove(w_.projected_.get() + i * n, w_.projected_.get() + w_.wanted_[i] * n, n * sizeof(float));
+      std::memmove(w_.projected_.get() + i * stride, w_.projected_.get() + w_.wanted_[i] * stride,
+                   n * sizeof(float));
     }
   }
   barrier();
@@ -36,11 +37,9 @@ void Walk::head_group(size_t first, size_t count) {
   own_rows(count, &begin, &end);
   for (size_t i = begin; i < end; ++i) {
     const size_t row = narrowed_ ? first + i : w_.wanted_[first + i];
-    float* x = lane_.stream.get() + row * n;
-    kernels_.add(x, w_.projected_.get() + row * n, bias.empty() ? nullptr : bias.data(), n);
-    kernels_.rms_norm(x, decoder_.final_norm().data(), n, spec_.norm_eps, lane_.normed.get() + i * n);
+    norm_row(row, w_.projected_.get() + row * w_.hidden_stride_, bias, decoder_.final_norm(),
+             lane_.normed.get() + i * n, integer_row(lane_.head, i));
   }
-  quantize_rows(lane_.head, begin, end);
   sync();
   const StepOutput& output = w_.output_;
   const bool kept =

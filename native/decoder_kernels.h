@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "integer_row.h"
+
 namespace lowbit {
 
 enum class Activation : uint8_t { silu, relu2, gelu_tanh };
@@ -42,13 +44,14 @@ struct AttentionState {
 };
 
 struct DecoderKernels {
-  // out = x / sqrt(mean(x^2) + eps) * weight. out may be x.
-  void (*rms_norm)(const float* x, const float* weight, size_t n, float eps, float* out);
-  // x += y + bias; bias may be null.
-  void (*add)(float* x, const float* y, const float* bias, size_t n);
-  // out = activation(gate + gate_bias) * (up + up_bias); biases may be null, out may be gate.
+  // x += y + bias where y is not null (bias may be), then out = x / sqrt(mean(x^2) + eps) * weight, and out's
+  // integers where row is not null. out may be x.
+  void (*norm)(float* x, const float* y, const float* bias, const float* weight, size_t n, float eps,
+               float* out, const IntegerRow* row);
+  // out = activation(gate + gate_bias) * (up + up_bias), and its integers where row is not null; biases may
+  // be null, out may be gate.
   void (*activate)(Activation kind, const float* gate, const float* gate_bias, const float* up,
-                   const float* up_bias, size_t n, float* out);
+                   const float* up_bias, size_t n, float* out, const IntegerRow* row);
   void (*prepare_head)(const HeadPreparation& p, const float* x, float* out);
   // Stores a key at lane `position % 16` of its group of sixteen, and a value with its padding. Magnitudes
   // beyond 65504 are cut to it; bias may be null.

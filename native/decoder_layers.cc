@@ -8,9 +8,6 @@ namespace {
 
 const float* data_or_null(const std::vector<float>& v) { return v.empty() ? nullptr : v.data(); }
 
-// Plain float weights read the float activations; only codes need integers.
-bool needs_integers(const Matrix& m) { return !m.codes.empty(); }
-
 }  // namespace
 
 Walk::Walk(DecoderWorkspace& workspace, const Member& member)
@@ -83,18 +80,22 @@ void Walk::normalize(const float* delta, const std::vector<float>& bias, const s
   const size_t n = spec_.hidden_size;
   size_t begin, end;
   own_rows(rows_, &begin, &end);
-  for (size_t row = begin; row < end; ++row) {
-    float* x = lane_.stream.get() + row * n;
-    if (delta) kernels_.add(x, delta + row * n, data_or_null(bias), n);
-    kernels_.rms_norm(x, weight.data(), n, spec_.norm_eps, lane_.normed.get() + row * n);
-  }
-  quantize_rows(lane_.hidden, begin, end);
+  for (size_t row = begin; row < end; ++row)
+    norm_row(row, delta ? delta + row * w_.hidden_stride_ : nullptr, bias, weight,
+             lane_.normed.get() + row * n, integer_row(lane_.hidden, row));
   sync();
+}
+
+void Walk::norm_row(size_t row, const float* delta, const std::vector<float>& bias,
+                    const std::vector<float>& weight, float* out, const IntegerRow& integers) {
+  const size_t n = spec_.hidden_size;
+  kernels_.norm(lane_.stream.get() + row * n, delta, data_or_null(bias), weight.data(), n, spec_.norm_eps,
+                out, &integers);
 }
 
 void Walk::attention_half(size_t index) {
   const DecoderLayer& layer = decoder_.layer(index);
-  const size_t q = spec_.q_size(), kv = spec_.kv_size(), stride = q + 2 * kv;
+  const size_t q = spec_.q_size(), kv = spec_.kv_size(), stride = w_.qkv_stride_;
   float* qkv = w_.qkv_;
   const Product inputs[] = {
       {layer.q, qkv, stride}, {layer.k, qkv + q, stride}, {layer.v, qkv + q + kv, stride}};
@@ -109,13 +110,17 @@ void Walk::attention_half(size_t index) {
 
   size_t begin, end;
   own_rows(rows_, &begin, &end);
-  if (spec_.sub_norm)
-    for (size_t row = begin; row < end; ++row)
-      kernels_.rms_norm(w_.attended_ + row * q, layer.attn_sub_norm.data(), q, spec_.norm_eps,
-                        lane_.normed.get() + row * q);
-  if (needs_integers(*layer.o)) quantize_rows(lane_.attention, begin, end);
+  if (spec_.sub_norm) {
+    for (size_t row = begin; row < end; ++row) {
+      const IntegerRow integers = integer_row(lane_.attention, row);
+      kernels_.norm(w_.attended_ + row * q, nullptr, nullptr, layer.attn_sub_norm.data(), q, spec_.norm_eps,
+                    lane_.normed.get() + row * q, &integers);
+    }
+  } else if (layer.o->reads_integers()) {
+    quantize_rows(lane_.attention, begin, end);
+  }
   sync();
-  const Product output = {layer.o, w_.projected_.get(), spec_.hidden_size};
+  const Product output = {layer.o, w_.projected_.get(), w_.hidden_stride_};
   product(&output, 1, lane_.attention);
   barrier();
 }
@@ -123,22 +128,25 @@ void Walk::attention_half(size_t index) {
 void Walk::mlp_half(const DecoderLayer& layer) {
   normalize(w_.projected_.get(), layer.o_bias, layer.post_norm);
   const size_t n = spec_.intermediate_size;
-  const Product inputs[] = {{layer.gate, w_.gate_.get(), n}, {layer.up, w_.up_, n}};
+  const size_t stride = w_.inner_stride_;
+  const Product inputs[] = {{layer.gate, w_.gate_.get(), stride}, {layer.up, w_.up_, stride}};
   product(inputs, 2, lane_.hidden);
   barrier();
 
   size_t begin, end;
   own_rows(rows_, &begin, &end);
-  float* inner = w_.redundant_ ? lane_.activated.get() : w_.gate_.get();
   for (size_t row = begin; row < end; ++row) {
-    float* out = inner + row * n;
-    kernels_.activate(spec_.activation, w_.gate_.get() + row * n, data_or_null(layer.gate_bias),
-                      w_.up_ + row * n, data_or_null(layer.up_bias), n, out);
-    if (spec_.sub_norm) kernels_.rms_norm(out, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out);
+    float* out = lane_.activated.get() + (w_.inner_floats_ ? row : member_.id) * n;
+    const IntegerRow integers = integer_row(lane_.inner, row);
+    const IntegerRow* wanted = layer.down->reads_integers() ? &integers : nullptr;
+    kernels_.activate(spec_.activation, w_.gate_.get() + row * stride, data_or_null(layer.gate_bias),
+                      w_.up_ + row * stride, data_or_null(layer.up_bias), n, out,
+                      spec_.sub_norm ? nullptr : wanted);
+    if (spec_.sub_norm)
+      kernels_.norm(out, nullptr, nullptr, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out, wanted);
   }
-  if (needs_integers(*layer.down)) quantize_rows(lane_.inner, begin, end);
   sync();
-  const Product output = {layer.down, w_.projected_.get(), spec_.hidden_size};
+  const Product output = {layer.down, w_.projected_.get(), w_.hidden_stride_};
   product(&output, 1, lane_.inner);
   barrier();
 }

@@ -16,6 +16,10 @@ constexpr size_t kPassShare = 32;  // beyond a step, rows of a pass take at most
 // keys and values are widened once for all of them.
 constexpr size_t kTileQueries = 72;
 
+// Products write 32 floats of each token in turn. A stride of an odd number of such pieces spreads the pieces
+// of 32 consecutive tokens over all sets of the cache; multiples of 4 KB would put them all in one.
+size_t row_stride(size_t n) { return ((n + kBlockRows - 1) / kBlockRows | 1) * kBlockRows; }
+
 size_t weight_bytes(const Decoder& decoder) {
   size_t bytes = decoder.head().bytes();
   for (size_t i = 0; i < decoder.spec().n_layers; ++i) {
@@ -143,8 +147,13 @@ void Decoder::score(const std::vector<int32_t>& tokens, KvCache* cache, float* o
 
 DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), spec_(decoder.spec()) {
   const size_t limbs = static_cast<size_t>(spec_.activation_bits) / 8;
-  const size_t halves = std::max(2 * spec_.q_size() + 2 * spec_.kv_size(), spec_.intermediate_size);
-  const size_t floats = 3 * spec_.hidden_size + halves + spec_.intermediate_size + spec_.rotary_dim;
+  qkv_stride_ = row_stride(spec_.q_size() + 2 * spec_.kv_size());
+  hidden_stride_ = row_stride(spec_.hidden_size);
+  inner_stride_ = row_stride(spec_.intermediate_size);
+  for (size_t i = 0; i < spec_.n_layers; ++i) inner_floats_ |= decoder.layer(i).down->reads_values();
+  const size_t halves = std::max(qkv_stride_ + spec_.q_size(), inner_stride_);
+  const size_t floats = 3 * spec_.hidden_size + halves + inner_stride_ + spec_.rotary_dim +
+                        (inner_floats_ ? spec_.intermediate_size : 0);
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
   const size_t fitting = weight_bytes(decoder) / kPassShare / (floats * sizeof(float) + 2 * codes * limbs);
   pass_tokens_ = std::clamp(fitting / kPassStep * kPassStep, kPassStep, kLargestPass);
@@ -241,11 +250,10 @@ void DecoderWorkspace::plan_attention(size_t members) {
 void DecoderWorkspace::lay_out(size_t members) {
   const size_t n = count_, q = spec_.q_size();
   const int limbs = spec_.activation_bits / 8;
-  const size_t qkv = q + 2 * spec_.kv_size();
-  qkv_ = up_ = halves_.grow(n * std::max(qkv + q, spec_.intermediate_size));
-  attended_ = qkv_ + n * qkv;
-  projected_.grow(n * spec_.hidden_size);
-  float* gate = gate_.grow(n * spec_.intermediate_size);
+  qkv_ = up_ = halves_.grow(n * std::max(qkv_stride_ + q, inner_stride_));
+  attended_ = qkv_ + n * qkv_stride_;
+  projected_.grow(n * hidden_stride_);
+  gate_.grow(n * inner_stride_);
   if (output_.kind == StepOutput::Kind::sample || output_.kind == StepOutput::Kind::score) {
     const size_t held = std::min(wanted_.size(), kHeadRows);
     logits_.grow(held * spec_.vocab_size);
@@ -258,7 +266,7 @@ void DecoderWorkspace::lay_out(size_t members) {
     lane.stream.grow(n * spec_.hidden_size);
     lane.rotation.grow(n * spec_.rotary_dim);
     float* normed = lane.normed.grow(n * std::max(spec_.hidden_size, q));
-    float* inner = redundant_ ? lane.activated.grow(n * spec_.intermediate_size) : gate;
+    float* inner = lane.activated.grow((inner_floats_ ? n : members) * spec_.intermediate_size);
     lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);
     lane.head = lane.head_memory.prepare(std::min(n, kHeadRows), spec_.hidden_size, kHeadLimbs, normed);
     lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended_);

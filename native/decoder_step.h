@@ -43,7 +43,7 @@ class FloatBuffer {
 struct Lane {
   FloatBuffer stream;     // [tokens][hidden] residual
   FloatBuffer normed;     // [tokens][max(hidden, q_size)]
-  FloatBuffer activated;  // [tokens][intermediate], few tokens only: many overwrite `gate`
+  FloatBuffer activated;  // [tokens][intermediate] where `down` reads floats, else one row per member
   FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
   ActivationBuffer hidden_memory, attention_memory, inner_memory, head_memory;
   Activations hidden, attention, inner, head;
@@ -120,6 +120,9 @@ class DecoderWorkspace {
   std::vector<MatmulScratch> matmul_scratch_;   // per member
   std::vector<FloatBuffer> attention_scratch_;  // per member
   FloatBuffer halves_, projected_, gate_, partials_, logits_;
+  // Floats from one token to the next where products write: see row_stride().
+  size_t qkv_stride_, hidden_stride_, inner_stride_;
+  bool inner_floats_ = false;  // some `down` reads its input as floats
   // Within `halves_`: the attention half of a layer has queries, keys and values, then attended rows; the
   // other half puts `up` in their place. A barrier stands between the last read of one and the first write of
   // the other.
@@ -145,6 +148,8 @@ class Walk {
   void product(const Product* products, size_t count, const Activations& a);
   void embed();
   void normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight);
+  void norm_row(size_t row, const float* delta, const std::vector<float>& bias,
+                const std::vector<float>& weight, float* out, const IntegerRow& integers);
   void attention_half(size_t layer);
   void mlp_half(const DecoderLayer& layer);
   // decoder_attention.cc

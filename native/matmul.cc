@@ -109,12 +109,15 @@ uint8_t* MatmulScratch::get(size_t bytes) {
   return align(memory_.get());
 }
 
+IntegerRow integer_row(const Activations& a, size_t token) {
+  return {a.padded, a.high + token * a.padded, a.low ? a.low + token * a.padded : nullptr,
+          a.scales + token * a.groups, a.sums + token * (a.padded / kSumStride + 1)};
+}
+
 void quantize_rows(const Activations& a, size_t first, size_t last) {
   const auto quantize = matmul_kernels().quantize_row;
-  const size_t sums = a.padded / kSumStride + 1;
   for (size_t t = first; t < last; ++t)
-    quantize(a.values + t * a.in_features, a.in_features, a.padded, a.limbs, a.high + t * a.padded,
-             a.low ? a.low + t * a.padded : nullptr, a.scales + t * a.groups, a.sums + t * sums);
+    quantize(a.values + t * a.in_features, a.in_features, integer_row(a, t));
 }
 
 void matmul(const Member& member, const Product* products, size_t count, const Activations& a,

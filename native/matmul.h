@@ -1,6 +1,7 @@
 // Products of quantized matrices with activations, called by every member of a team together.
 #pragma once
 
+#include "integer_row.h"
 #include "matrix.h"
 #include "team.h"
 
@@ -10,6 +11,8 @@ namespace lowbit {
 // shares the rows out and puts a barrier before the first product.
 // Per token and group of 64: scale = amax / 127 (or / 16256), integer = round to even(value / scale).
 void quantize_rows(const Activations& a, size_t first, size_t last);
+// Where the integers of one token go, for whoever makes them while it makes the floats.
+IntegerRow integer_row(const Activations& a, size_t token);
 
 // One matrix of a product and where its result goes: out[token * stride + row], rows below out_features.
 struct Product {

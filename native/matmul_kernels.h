@@ -1,14 +1,14 @@
 // The functions of a matrix product that are compiled once per instruction set.
 #pragma once
 
+#include "integer_row.h"
 #include "matrix.h"
 
 namespace lowbit {
 
 struct MatmulKernels {
-  // Quantizes one row of n floats; high, low, scales and sums point at that row. See matmul.h.
-  void (*quantize_row)(const float* x, size_t n, size_t padded, int limbs, int8_t* high, int8_t* low,
-                       float* scales, int32_t* sums);
+  // Quantizes one row of n floats. See matmul.h.
+  void (*quantize_row)(const float* x, size_t n, const IntegerRow& row);
   // acc[0 .. 32) += one block of a code term times one token, decoded in registers.
   // Precondition: the term's group size is a multiple of 32.
   void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);

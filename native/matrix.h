@@ -92,6 +92,9 @@ struct Matrix {
   size_t blocks() const { return round_up(out_features, kBlockRows) / kBlockRows; }
   size_t chunks() const { return round_up(in_features, kChunk) / kChunk; }
   size_t bytes() const;  // of weights read by one product
+  // Which forms of the activations its terms read.
+  bool reads_integers() const { return !codes.empty(); }
+  bool reads_values() const { return !floats.empty(); }
 };
 
 // Activations of n tokens in every form that the kernels read. Rows are padded with zeros.

@@ -2,6 +2,7 @@
 #include "decoder_kernels.h"
 #include "exponential.h"
 #include "kv_cache.h"
+#include "quantize.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
@@ -16,39 +17,65 @@ LOWBIT_INLINE void store_up_to(float* p, F32 v, size_t n) {
     store_n(p, v, n);
 }
 
-// x * x summed over n values: vector i goes to running sum i % 4, and the four meet in pairs at the end.
-float sum_of_squares(const float* x, size_t n) {
-  F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
-  size_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-    for (size_t k = 0; k < 4; ++k) {
-      const F32 v = load(x + i + 16 * k);
-      sums[k] = fma(v, v, sums[k]);
+// x + y + bias, whose vector i is what f(i, vector) sees; y may be null, and bias too.
+template <typename F>
+LOWBIT_INLINE void add_rows(float* x, const float* y, const float* bias, size_t n, F f) {
+  for (size_t i = 0; i < n; i += 16) {
+    const size_t left = n - i;
+    F32 v = load_up_to(x + i, left);
+    if (y) {
+      F32 delta = load_up_to(y + i, left);
+      if (bias) delta = add(delta, load_up_to(bias + i, left));
+      v = add(v, delta);
+      store_up_to(x + i, v, left);
     }
-  }
-  for (size_t k = 0; i < n; i += 16, ++k) {
-    const F32 v = load_up_to(x + i, n - i);
-    sums[k] = fma(v, v, sums[k]);
-  }
-  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-}
-
-void rms_norm(const float* x, const float* weight, size_t n, float eps, float* out) {
-  const F32 mean = set1(sum_of_squares(x, n) / static_cast<float>(n) + eps);
-  const F32 scale = div(set1(1.0f), sqrt(mean));
-  for (size_t i = 0; i < n; i += 16) {
-    const size_t left = n - i;
-    store_up_to(out + i, mul(mul(load_up_to(x + i, left), scale), load_up_to(weight + i, left)), left);
+    f(i / 16, v);
   }
 }
 
-void add_rows(float* x, const float* y, const float* bias, size_t n) {
-  for (size_t i = 0; i < n; i += 16) {
-    const size_t left = n - i;
-    F32 delta = load_up_to(y + i, left);
-    if (bias) delta = add(delta, load_up_to(bias + i, left));
-    store_up_to(x + i, add(load_up_to(x + i, left), delta), left);
+// 1 / sqrt(mean(x^2) + eps) after x += y + bias. Squares of vector i go to running sum i % 4, and the four
+// meet in pairs at the end.
+F32 add_and_measure(float* x, const float* y, const float* bias, size_t n, float eps) {
+  F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  const size_t whole = n / 64 * 64;
+  const auto square = [&](size_t i, F32 v) { sums[i % 4] = fma(v, v, sums[i % 4]); };
+  for (size_t i = 0; i < whole; i += 64)
+    add_rows(x + i, y ? y + i : nullptr, bias ? bias + i : nullptr, 64, square);
+  add_rows(x + whole, y ? y + whole : nullptr, bias ? bias + whole : nullptr, n - whole, square);
+  const float sum = reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+  return div(set1(1.0f), sqrt(set1(sum / static_cast<float>(n) + eps)));
+}
+
+// Makes a row of n floats, out[i] = f(i, lanes), and its integers where row is not null.
+template <typename F>
+LOWBIT_INLINE void make_row(size_t n, float* out, const IntegerRow* row, F f) {
+  Peak peak;
+  const size_t whole = n / 64 * 64;
+  size_t group = 0;
+  for (size_t i = 0; i < whole; i += 64) {
+    for (size_t k = 0; k < 64; k += 16) {
+      const F32 v = f(i + k, 16);
+      store(out + i + k, v);
+      peak.see(v);
+    }
+    if (row) row->scales[group++] = peak.close();
   }
+  for (size_t i = whole; i < n; i += 16) {
+    const F32 v = f(i, n - i);
+    store_up_to(out + i, v, n - i);
+    peak.see(v);
+  }
+  if (!row) return;
+  if (whole < n) row->scales[group] = peak.close();
+  round_row(out, n, *row, peak.poison);
+}
+
+void norm(float* x, const float* y, const float* bias, const float* weight, size_t n, float eps, float* out,
+          const IntegerRow* row) {
+  const F32 scale = add_and_measure(x, y, bias, n, eps);
+  make_row(n, out, row, [&](size_t i, size_t left) __attribute__((always_inline)) {
+    return mul(mul(load_up_to(x + i, left), scale), load_up_to(weight + i, left));
+  });
 }
 
 template <Activation kind>
@@ -68,25 +95,24 @@ LOWBIT_INLINE F32 activation(F32 g) {
 
 template <Activation kind>
 void activate_rows(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
-                   float* out) {
-  for (size_t i = 0; i < n; i += 16) {
-    const size_t left = n - i;
+                   float* out, const IntegerRow* row) {
+  make_row(n, out, row, [&](size_t i, size_t left) __attribute__((always_inline)) {
     F32 g = load_up_to(gate + i, left), u = load_up_to(up + i, left);
     if (gate_bias) g = add(g, load_up_to(gate_bias + i, left));
     if (up_bias) u = add(u, load_up_to(up_bias + i, left));
-    store_up_to(out + i, mul(activation<kind>(g), u), left);
-  }
+    return mul(activation<kind>(g), u);
+  });
 }
 
 void activate(Activation kind, const float* gate, const float* gate_bias, const float* up,
-              const float* up_bias, size_t n, float* out) {
+              const float* up_bias, size_t n, float* out, const IntegerRow* row) {
   switch (kind) {
     case Activation::silu:
-      return activate_rows<Activation::silu>(gate, gate_bias, up, up_bias, n, out);
+      return activate_rows<Activation::silu>(gate, gate_bias, up, up_bias, n, out, row);
     case Activation::relu2:
-      return activate_rows<Activation::relu2>(gate, gate_bias, up, up_bias, n, out);
+      return activate_rows<Activation::relu2>(gate, gate_bias, up, up_bias, n, out, row);
     case Activation::gelu_tanh:
-      return activate_rows<Activation::gelu_tanh>(gate, gate_bias, up, up_bias, n, out);
+      return activate_rows<Activation::gelu_tanh>(gate, gate_bias, up, up_bias, n, out, row);
   }
 }
 
@@ -97,7 +123,7 @@ void prepare_head(const HeadPreparation& p, const float* x, float* out) {
     if (p.bias) v = add(v, load_up_to(p.bias + i, left));
     store_up_to(out + i, v, left);
   }
-  if (p.norm) rms_norm(out, p.norm, p.head_dim, p.norm_eps, out);
+  if (p.norm) norm(out, nullptr, nullptr, p.norm, p.head_dim, p.norm_eps, out, nullptr);
   if (p.cosine) {
     for (size_t i = 0; i < p.half; i += 16) {
       const size_t left = p.half - i;
@@ -168,8 +194,7 @@ float exp_sum(const float* x, size_t n, float peak, float inverse_temperature) {
 }  // namespace
 
 void add_elementwise_kernels(DecoderKernels& table) {
-  table.rms_norm = rms_norm;
-  table.add = add_rows;
+  table.norm = norm;
   table.activate = activate;
   table.prepare_head = prepare_head;
   table.store_key = store_key;

@@ -2,6 +2,7 @@
 #include "floats.h"
 #include "gemv.h"
 #include "matmul_kernels.h"
+#include "quantize.h"
 
 namespace lowbit::LOWBIT_ISA {
 
@@ -10,42 +11,14 @@ void gemm(const CodeTerm& t, size_t block, const uint8_t* panel, const Activatio
 
 namespace {
 
-// x[i .. i + 16) with zeros from n on.
-LOWBIT_INLINE F32 load_tail(const float* x, size_t i, size_t n) {
-  if (i + 16 <= n) return load(x + i);
-  return i < n ? load_n(x + i, n - i) : zero_f32();
-}
-
-void quantize_row(const float* x, size_t n, size_t padded, int limbs, int8_t* high, int8_t* low,
-                  float* scales, int32_t* sums) {
-  const float top = limbs == 2 ? static_cast<float>(kLimbMax) : 127.0f;
-  int32_t sum = 0;
-  *sums++ = 0;
-  for (size_t g = 0; g < padded; g += kActivationGroup) {
-    const size_t end = g + kActivationGroup < padded ? g + kActivationGroup : padded;
-    F32 peak = zero_f32(), poison = zero_f32();  // max() drops a NaN, 0 * x keeps it
-    for (size_t i = g; i < end; i += 16) {
-      const F32 v = load_tail(x, i, n);
-      peak = max(peak, abs(v));
-      poison = fma(v, zero_f32(), poison);
-    }
-    const float amax = reduce_max(peak) + reduce_add(poison);
-    *scales++ = amax / top;
-    // A group of zeros, or one so small that the reciprocal overflows, becomes zeros.
-    const F32 inverse = set1(amax > 1e-30f ? top / amax : 0.0f);
-    for (size_t i = g; i < end; i += 16) {
-      const F32 v = round_even(mul(load_tail(x, i, n), inverse));
-      if (limbs == 2) {
-        const F32 h = floor(mul(add(v, set1(64.0f)), set1(1.0f / kLimbBase)));
-        store_i8(high + i, to_i32(h));
-        store_i8(low + i, to_i32(fma(h, set1(-static_cast<float>(kLimbBase)), v)));
-      } else {
-        store_i8(high + i, to_i32(v));
-      }
-      sum += static_cast<int32_t>(reduce_add(v));  // exact: 16 * 16256 < 2^24
-      *sums++ = sum;
-    }
+void quantize_row(const float* x, size_t n, const IntegerRow& row) {
+  Peak peak;
+  for (size_t g = 0; g * kActivationGroup < row.padded; ++g) {
+    for (size_t i = g * kActivationGroup; i < n && i < (g + 1) * kActivationGroup; i += 16)
+      peak.see(load_tail(x, i, n));
+    row.scales[g] = peak.close();
   }
+  round_row(x, n, row, peak.poison);
 }
 
 void gemv_any(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {

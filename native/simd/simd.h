@@ -22,7 +22,8 @@
 //   dot: dot4(acc, w, a)  acc[r] += sum over j of w[4r + j] * int8(a[4r + j]), exact for every u8 and s8
 //        dot4_small: the same for w < 128, cheaper without VNNI
 //        dot4_signed(acc, w, a): the same for w as int8 and a >= -127; the cheap one where kSignedBytes
-//        broadcast4(p): four bytes to every row
+//        broadcast4(p): four bytes to every row; broadcast4_u8(p): the same as U8
+//        load_s8(p): 64 bytes as the second operand
 //   Run: sums of up to run_steps(top) products of weights <= top and activations in [-127, 127]. In int16
 //        where there is no byte dot product into int32, so one widening serves several of them:
 //        begin_run(acc), dot_run(run, w, a), end_run(acc, run) -> acc with the run added

@@ -189,6 +189,15 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return set1_i32(x);
 }
+LOWBIT_INLINE U8 broadcast4_u8(const uint8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+LOWBIT_INLINE I32 load_s8(const int8_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
 #if defined(LOWBIT_ISA_avxvnni)
 LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) {
   return {_mm256_dpbusd_avx_epi32(acc.a, w.a, a.a), _mm256_dpbusd_avx_epi32(acc.b, w.b, a.b)};

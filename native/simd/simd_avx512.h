@@ -139,6 +139,12 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
   __builtin_memcpy(&x, p, 4);
   return {_mm512_set1_epi32(x)};
 }
+LOWBIT_INLINE U8 broadcast4_u8(const uint8_t* p) {
+  int32_t x;
+  __builtin_memcpy(&x, p, 4);
+  return {_mm512_set1_epi32(x)};
+}
+LOWBIT_INLINE I32 load_s8(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
 LOWBIT_INLINE I32 dot4(I32 acc, U8 w, I32 a) { return {_mm512_dpbusd_epi32(acc.v, w.v, a.v)}; }
 LOWBIT_INLINE I32 dot4_small(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
 LOWBIT_INLINE I32 dot4_signed(I32 acc, U8 w, I32 a) {  // (w + 128) * a - 128 * a

@@ -212,6 +212,17 @@ LOWBIT_INLINE I32 broadcast4(const int8_t* p) {
   return set1_i32(x);
 }
 
+LOWBIT_INLINE U8 broadcast4_u8(const uint8_t* p) {
+  uint32_t x;
+  __builtin_memcpy(&x, p, 4);
+  const uint8x16_t v = vreinterpretq_u8_u32(vdupq_n_u32(x));
+  return {v, v, v, v};
+}
+LOWBIT_INLINE I32 load_s8(const int8_t* p) {
+  return {vreinterpretq_s32_s8(vld1q_s8(p)), vreinterpretq_s32_s8(vld1q_s8(p + 16)),
+          vreinterpretq_s32_s8(vld1q_s8(p + 32)), vreinterpretq_s32_s8(vld1q_s8(p + 48))};
+}
+
 // armv8.2-a multiplies s8 by s8, so a weight goes in as w - 128 (its top bit flipped) and 128 * sum(a) is
 // added. For an activation broadcast to all rows the compiler computes that sum once for all weights.
 LOWBIT_INLINE int8x16_t flip_top(uint8x16_t w) { return vreinterpretq_s8_u8(veorq_u8(w, vdupq_n_u8(0x80))); }

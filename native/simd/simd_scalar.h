@@ -166,6 +166,12 @@ inline I32 broadcast4(const int8_t* p) {
   std::memcpy(&x, p, 4);
   return set1_i32(x);
 }
+inline U8 broadcast4_u8(const uint8_t* p) { LOWBIT_MAP(U8, 64, p[i % 4]); }
+inline I32 load_s8(const int8_t* p) {
+  I32 out;
+  std::memcpy(out.v, p, 64);
+  return out;
+}
 inline I32 dot4(I32 acc, U8 w, I32 a) {
   int8_t signed_bytes[64];
   std::memcpy(signed_bytes, a.v, 64);
