@@ -20,6 +20,13 @@ struct U8 {
 
 constexpr size_t kGemmColumns = 2;  // 2 tiles x 2 registers x 2 columns: 8 of 16 registers accumulate
 
+// A sum that the compiler must form now. GCC turns a chain of additions into a tree and keeps every summand
+// alive until the end: sixteen registers do not hold them, and most are stored and loaded again.
+LOWBIT_INLINE __m256i in_order(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
+
 LOWBIT_INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 LOWBIT_INLINE void store(float* p, F32 x) {
   _mm256_storeu_ps(p, x.a);
@@ -250,8 +257,8 @@ struct Run {
 constexpr size_t run_steps(int top) { return fitting_steps(top); }
 LOWBIT_INLINE Run begin_run(I32) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 LOWBIT_INLINE Run dot_run(Run run, U8 w, I32 a) {
-  return {_mm256_add_epi16(run.a, _mm256_maddubs_epi16(w.a, a.a)),
-          _mm256_add_epi16(run.b, _mm256_maddubs_epi16(w.b, a.b))};
+  return {in_order(_mm256_add_epi16(run.a, _mm256_maddubs_epi16(w.a, a.a))),
+          in_order(_mm256_add_epi16(run.b, _mm256_maddubs_epi16(w.b, a.b)))};
 }
 LOWBIT_INLINE I32 end_run(I32 acc, Run run) {
   const __m256i ones = _mm256_set1_epi16(1);
