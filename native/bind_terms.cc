@@ -63,6 +63,7 @@ void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, f
       t.map = Map::linear;
       t.step = step;
       t.base = base;
+      t.count = static_cast<int32_t>(count);
       t.unit = tensor_scale;
       return;
     }

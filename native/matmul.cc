@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "matmul_kernels.h"
+#include "panel.h"
 
 namespace lowbit {
 namespace {
@@ -31,26 +32,36 @@ void store_block(const Product& p, size_t block, size_t first, size_t count, con
     std::memcpy(out + c * p.stride, acc + c * kBlockRows, rows * sizeof(float));
 }
 
-// Tokens that one unpacked block meets before its sums are written out: 96 * 32 floats are 12 KB.
-constexpr size_t kTokens = 96;
+// Tokens whose sums are written out together. Few, so that the stores, which miss the caches where rows of
+// `out` lie a multiple of 4 KiB apart, are spread over the computation instead of coming in bursts.
+constexpr size_t kTokens = 24;
+
+bool one_token(const CodeTerm& t, const Activations& a) {
+  return a.tokens == 1 && t.group_size % kChunk == 0 && !t.base3 && !t.multipliers;
+}
 
 void block_product(const Product& p, size_t block, const Activations& a, MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  const size_t chunks = m.chunks();
-  uint8_t* memory = scratch.get(kTokens * kBlockRows * sizeof(float) + 2 * chunks * kChunk * kBlockRows);
-  float* acc = reinterpret_cast<float*>(memory);
-  uint8_t* panel = memory + kTokens * kBlockRows * sizeof(float);
+  size_t bytes = kTokens * kBlockRows * sizeof(float);
+  for (const CodeTerm& t : m.codes) bytes += lay_out_panel(t, a.padded, nullptr, nullptr);
+  float* const acc = reinterpret_cast<float*>(scratch.get(bytes));
+  uint8_t* const panels = reinterpret_cast<uint8_t*>(acc + kTokens * kBlockRows);
+  uint8_t* panel = panels;
+  for (const CodeTerm& t : m.codes) {
+    if (!one_token(t, a)) kernels.unpack(t, block, m.chunks(), panel);
+    panel += lay_out_panel(t, a.padded, nullptr, nullptr);
+  }
   for (size_t first = 0; first < a.tokens; first += kTokens) {
     const size_t count = std::min(kTokens, a.tokens - first);
     std::memset(acc, 0, count * kBlockRows * sizeof(float));
+    panel = panels;
     for (const CodeTerm& t : m.codes) {
-      if (a.tokens == 1 && t.group_size % kChunk == 0 && !t.base3 && !t.multipliers) {
+      if (one_token(t, a))
         kernels.gemv(t, block, a, 0, acc);
-      } else {
-        if (first == 0 || m.codes.size() > 1) kernels.unpack(t, block, chunks, panel);
-        kernels.gemm(t, block, panel, a, first, count, acc);
-      }
+      else
+        kernels.gemm(t, panel, a, first, count, acc);
+      panel += lay_out_panel(t, a.padded, nullptr, nullptr);
     }
     for (const FloatTerm& t : m.floats) kernels.float_product(t, block, a, first, count, acc);
     store_block(p, block, first, count, acc);

@@ -12,11 +12,11 @@ struct MatmulKernels {
   // acc[0 .. 32) += one block of a code term times one token, decoded in registers.
   // Precondition: the term's group size is a multiple of 32.
   void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);
-  // Unpacks one block to bytes, panel[step][32 rows][4]; a second panel of low limbs follows for table2.
-  void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* panel);
+  // Unpacks one block to a panel (panel.h) in `memory`, which is aligned and has room for it.
+  void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* memory);
   // acc[token][32] += an unpacked block times `count` tokens from `first`.
-  void (*gemm)(const CodeTerm& term, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-               size_t count, float* acc);
+  void (*gemm)(const CodeTerm& term, const uint8_t* memory, const Activations& a, size_t first, size_t count,
+               float* acc);
   // acc[token][32] += one block of a float term times `count` tokens from `first`.
   void (*float_product)(const FloatTerm& term, size_t block, const Activations& a, size_t first, size_t count,
                         float* acc);

@@ -56,6 +56,7 @@ struct CodeTerm {
   float unit;                                 // value of integer level 1, times the tensor's scale
   Map map;
   int32_t step, base;  // map == linear
+  int32_t count;       // map == linear: codes are below it; 0: all of 2^bits occur
   // Tables of (level + 128): the unsigned operand of the dot product. 256 entries, or 4 x 16 with selectors.
   alignas(64) uint8_t high[256];
   alignas(64) uint8_t low[256];  // map == table2 only: 128 * high + low

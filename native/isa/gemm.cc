@@ -1,127 +1,250 @@
-// Many tokens times one unpacked block of 32 rows. The block is unpacked to bytes once and stays in the
-// first- or second-level cache; columns of activations stream past it, kGemmColumns at a time, so that a
-// step costs 2 weight loads, a broadcast per column and 2 dot products per column.
-#include "gemv.h"
-#include "matmul_kernels.h"
+// Many tokens times one unpacked block of 32 rows (panel.h). The panel stays in the first- or second-level
+// cache; tokens stream past it, up to six at a time, so that a step costs 2 loads of weights, a broadcast per
+// token and 2 dot products per token.
+#include <algorithm>
+
+#include "decode.h"
+#include "panel.h"
+#include "simd/dot_tile.h"
 
 namespace lowbit::LOWBIT_ISA {
+
+void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
+          float* acc);
+
 namespace {
 
-template <bool small>
-LOWBIT_INLINE I32 dot(I32 acc, U8 w, I32 x) {
-  if constexpr (small) return dot4_small(acc, w, x);
-  return dot4(acc, w, x);
+// Everything a product needs beside its template arguments.
+struct Operands {
+  const CodeTerm& t;
+  const Panel& panel;
+  const Activations& a;
+  size_t first;  // token
+  float* acc;    // [columns][32]
+  size_t stop;   // where the last group ends: up to half a chunk before the padding does
+};
+
+// The exact integers of inputs [k, end) as floats: weight_limbs x limbs dot products, each pair of limbs
+// 128 times the next.
+template <size_t columns, int weight_limbs, int limbs, bool plain, bool small>
+LOWBIT_INLINE void segment(const Operands& o, size_t number, size_t group, size_t k, size_t end,
+                           F32 (&total)[columns][2]) {
+  const size_t padded = o.a.padded;
+  unroll<weight_limbs>([&](auto w) LOWBIT_UNROLLED {
+    const bool last = w + 1 == weight_limbs;
+    const int32_t* const starts = o.panel.starts[w] + number * kBlockRows;
+    const int8_t* const weights = o.panel.weights[w] + k * kBlockRows;
+    I32 sum[columns][2];
+    unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+        const I32 begin = kBiased<small> ? load_i32(starts + tile * kTileRows) : zero_i32();
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          sum[c][tile] = limb == 0 ? begin : add(shift_left<7>(sum[c][tile]), begin);
+        });
+      });
+      const int8_t* const codes = limb + 1 == limbs && limbs == 2 ? o.a.low : o.a.high;
+      add_dots<columns, small>(sum, weights, codes + o.first * padded + k, padded, end - k);
+    });
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      I32 correction = zero_i32();
+      if constexpr (!plain) {
+        if (last && o.panel.head->wide)
+          correction = load_i32(o.panel.corrections + group * kBlockRows + tile * kTileRows);
+      }
+      unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+        I32 exact = sum[c][tile];
+        if constexpr (!plain) {
+          if (last && o.panel.head->wide) {
+            const SegmentScale s = segment_scale(o.a, o.first + c, k, end);
+            exact = add(mul(exact, set1_i32(o.panel.head->step)), mul(correction, set1_i32(s.sum)));
+          }
+        }
+        const F32 value = to_f32(exact);
+        total[c][tile] = w == 0 ? value : fma(total[c][tile], set1(static_cast<float>(kLimbBase)), value);
+      });
+    });
+  });
 }
 
-template <size_t columns, Map map, int limbs, bool small, bool plain>
-void product(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-             float* acc) {
-  constexpr int weight_limbs = kWeightLimbs<map>;
-  const size_t padded = a.padded, low_panel = padded * kBlockRows;
-  const int8_t* x_high = a.high + first * padded;
-  const int8_t* x_low = limbs == 2 ? a.low + first * padded : nullptr;
-  const int32_t base = t.base;
-  F32 run[columns][2] = {};
-  const Runs runs = runs_of(t);
-  // Where the last group ends: with in_features an odd multiple of 16, half a chunk before `padded`.
-  const size_t stop = t.groups * t.group_size;
-  size_t group = 0, group_end = t.group_size, k = 0;
-  do {
-    const size_t end = segment_end(k, group_end, stop);
-    const bool begins = runs.first(k, group_end - t.group_size), ends = runs.last(end, group_end, stop);
-    I32 sum[columns][2][weight_limbs][limbs];
-    SegmentScale s[columns];
-    unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-      s[c] = segment_scale(a, first + c, k, end);
-      unroll<2 * weight_limbs>([&](auto i) LOWBIT_UNROLLED {
-        sum[c][i / weight_limbs][i % weight_limbs][0] = zero_i32();
-        sum[c][i / weight_limbs][i % weight_limbs][limbs - 1] =
-            map == Map::linear && !plain ? zero_i32()
-                                         : set1_i32((map == Map::linear ? base : -128) * s[c].sum);
-      });
-    });
-    const uint8_t* w = panel + k * kBlockRows;
-    const uint8_t* const w_end = panel + end * kBlockRows;
-    const int8_t* x = x_high + k;
-    const int8_t* y = x_low + (limbs == 2 ? k : 0);
-    do {  // a segment is a multiple of 16 inputs; four steps a round leave the compiler few register copies
-      unroll<4>([&](auto step) LOWBIT_UNROLLED {
-        U8 weight[2][weight_limbs];
-        unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
-          weight[j % 2][j / 2] = load_u8(w + step * 128 + j % 2 * 64 + j / 2 * low_panel);
-        });
-        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-          unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
-            const I32 v = broadcast4((limb ? y : x) + c * padded + 4 * step);
-            unroll<2 * weight_limbs>([&](auto j) LOWBIT_UNROLLED {
-              I32& target = sum[c][j % 2][j / 2][limb];
-              target = dot<small>(target, weight[j % 2][j / 2], v);
-            });
-          });
-        });
-      });
-      w += 4 * 128;
-      x += 16;
-      if constexpr (limbs == 2) y += 16;
-    } while (w != w_end);
-    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-      const TileScale scale = tile_scale<plain>(t, block, group, tile);
+// The order of float operations is that of decode.h, Runs: each segment a run of its own here.
+template <size_t columns, int weight_limbs, int limbs, bool small>
+void single_runs(const Operands& o) {
+  const CodeTerm& t = o.t;
+  const bool weights_outer = runs_of(t).weights_outer;
+  F32 f[columns][2];
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    unroll<2>([&](auto tile)
+                  LOWBIT_UNROLLED { f[c][tile] = load(o.acc + c * kBlockRows + tile * kTileRows); });
+  });
+  const float* const activation_scales = o.a.scales + o.first * o.a.groups;
+  size_t number = 0, group = 0, group_end = t.group_size;
+  for (size_t k = 0, end; k < o.stop; k = end, ++number) {
+    end = segment_end(k, group_end, o.stop);
+    F32 total[columns][2];
+    segment<columns, weight_limbs, limbs, true, small>(o, number, group, k, end, total);
+    const float* const weight_scales = o.panel.scales + group * kBlockRows;
+    const float* const scales = activation_scales + k / kActivationGroup;
+    if (weights_outer) {
       unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-        float* const at = acc + c * kBlockRows + tile * kTileRows;
-        const F32 total = segment_total<map, plain>(sum[c][tile], t, scale, s[c]);
-        F32 f = load(at);
-        add_total<plain>(f, run[c][tile], total, begins, ends, runs.weights_outer, t, scale, s[c]);
-        store(at, f);
+        const F32 activation = set1(scales[c * o.a.groups]);
+        unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+          f[c][tile] =
+              fma(mul(total[c][tile], activation), load(weight_scales + tile * kTileRows), f[c][tile]);
+        });
       });
-    });
+    } else {
+      unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+        const F32 activation = set1(scales[c * o.a.groups]);
+        unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+          f[c][tile] =
+              fma(mul(total[c][tile], load(weight_scales + tile * kTileRows)), activation, f[c][tile]);
+        });
+      });
+    }
     if (end == group_end) {
       ++group;
       group_end += t.group_size;
     }
-    k = end;
-  } while (k < stop);
+  }
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    unroll<2>([&](auto tile)
+                  LOWBIT_UNROLLED { store(o.acc + c * kBlockRows + tile * kTileRows, f[c][tile]); });
+  });
 }
 
-// Full tiles of `wide` columns, then narrower ones.
-template <size_t wide, Map map, int limbs, bool small, bool plain>
-void columns(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-             size_t count, float* acc) {
-  while (count >= wide) {
-    product<wide, map, limbs, small, plain>(t, block, panel, a, first, acc);
-    first += wide, count -= wide, acc += wide * kBlockRows;
-  }
-  if constexpr (wide > 1) {
-    constexpr size_t narrower = wide > 4 ? 4 : wide > 2 ? 2 : 1;
-    if (count) columns<narrower, map, limbs, small, plain>(t, block, panel, a, first, count, acc);
+// Runs of several segments. Their totals need the registers, so f stays in memory and moves once per run.
+template <size_t columns, int weight_limbs, int limbs, bool small, bool weights_outer>
+void long_runs(const Operands& o) {
+  const CodeTerm& t = o.t;
+  const float* const activation_scales = o.a.scales + o.first * o.a.groups;
+  size_t number = 0, group = 0, group_end = t.group_size;
+  for (size_t k = 0; k < o.stop;) {
+    F32 run[columns][2];
+    const float* const scales = activation_scales + k / kActivationGroup;
+    const size_t run_end = weights_outer ? group_end : std::min(k + kActivationGroup, o.stop);
+    const size_t run_begin = k;
+    for (bool first = true; k < run_end; first = false, ++number) {
+      const size_t end = segment_end(k, group_end, o.stop);
+      F32 total[columns][2];
+      segment<columns, weight_limbs, limbs, true, small>(o, number, group, k, end, total);
+      const float* const weight_scales = o.panel.scales + group * kBlockRows;
+      const size_t at = (k - run_begin) / kActivationGroup;
+      const auto inner = [&](auto c, auto tile) LOWBIT_UNROLLED {
+        return weights_outer ? set1(scales[c * o.a.groups + at]) : load(weight_scales + tile * kTileRows);
+      };
+      if (first) {
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED { run[c][tile] = mul(total[c][tile], inner(c, tile)); });
+        });
+      } else {
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+            run[c][tile] = fma(total[c][tile], inner(c, tile), run[c][tile]);
+          });
+        });
+      }
+      if (end == run_end) {
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+            float* const at_f = o.acc + c * kBlockRows + tile * kTileRows;
+            const F32 outer =
+                weights_outer ? load(weight_scales + tile * kTileRows) : set1(scales[c * o.a.groups]);
+            store(at_f, fma(run[c][tile], outer, load(at_f)));
+          });
+        });
+      }
+      if (end == group_end) {
+        ++group;
+        group_end += t.group_size;
+      }
+      k = end;
+    }
   }
 }
 
-// Two limbs double the accumulators, so they take half the columns.
-constexpr size_t kHalf = kGemmColumns > 1 ? kGemmColumns / 2 : 1;
-constexpr size_t kQuarter = kHalf > 1 ? kHalf / 2 : 1;
-
-template <Map map, bool small>
-void product_any(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-                 size_t count, float* acc) {
-  constexpr size_t one = map == Map::table2 ? kHalf : kGemmColumns;
-  constexpr size_t two = map == Map::table2 ? kQuarter : kHalf;
-  if (is_plain(t)) {
-    if (a.limbs == 2) return columns<two, map, 2, small, true>(t, block, panel, a, first, count, acc);
-    return columns<one, map, 1, small, true>(t, block, panel, a, first, count, acc);
+// Wide panels and offsets, which are rare: the definition of decode.h as it stands.
+template <size_t columns, int weight_limbs, int limbs>
+void general(const Operands& o) {
+  const CodeTerm& t = o.t;
+  const Runs runs = runs_of(t);
+  F32 run[columns][2] = {};
+  size_t number = 0, group = 0, group_end = t.group_size;
+  for (size_t k = 0, end; k < o.stop; k = end, ++number) {
+    end = segment_end(k, group_end, o.stop);
+    F32 total[columns][2];
+    segment<columns, weight_limbs, limbs, false, false>(o, number, group, k, end, total);
+    const bool first = runs.first(k, group_end - t.group_size), last = runs.last(end, group_end, o.stop);
+    for (size_t tile = 0; tile < 2; ++tile) {
+      const size_t row = group * kBlockRows + tile * kTileRows;
+      TileScale w = {};
+      w.scale = load(o.panel.scales + row);
+      if (t.offsets) w.offset = load(o.panel.offsets + row);
+      for (size_t c = 0; c < columns; ++c) {
+        const SegmentScale s = segment_scale(o.a, o.first + c, k, end);
+        float* const at = o.acc + c * kBlockRows + tile * kTileRows;
+        F32 f = load(at);
+        add_total<false>(f, run[c][tile], total[c][tile], first, last, runs.weights_outer, t, w, s);
+        store(at, f);
+      }
+    }
+    if (end == group_end) {
+      ++group;
+      group_end += t.group_size;
+    }
   }
-  if (a.limbs == 2) return columns<two, map, 2, small, false>(t, block, panel, a, first, count, acc);
-  return columns<one, map, 1, small, false>(t, block, panel, a, first, count, acc);
+}
+
+template <size_t columns, int weight_limbs, int limbs, bool small>
+void product(const Operands& o) {
+  const Runs runs = runs_of(o.t);
+  if (runs.single) return single_runs<columns, weight_limbs, limbs, small>(o);
+  if (runs.weights_outer) return long_runs<columns, weight_limbs, limbs, small, true>(o);
+  long_runs<columns, weight_limbs, limbs, small, false>(o);
+}
+
+using Tile = void (*)(const Operands&);
+
+// Calls tiles[w] for w tokens at a time, in tiles of nearly equal width: two of four take less time than one
+// of six and one of two.
+template <size_t widest>
+void walk(Operands o, size_t count, const Tile (&tiles)[widest]) {
+  for (size_t left = (count + widest - 1) / widest; left; --left) {
+    const size_t width = (count + left - 1) / left;
+    tiles[width - 1](o);
+    o.first += width, o.acc += width * kBlockRows, count -= width;
+  }
+}
+
+template <int weight_limbs, int limbs, bool small, size_t... narrower>
+void walk_products(const Operands& o, size_t count, std::index_sequence<narrower...>) {
+  constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, small>...};
+  walk(o, count, tiles);
+}
+
+template <int weight_limbs, int limbs>
+void columns_any(const Operands& o, size_t count) {
+  if (o.panel.head->wide || o.t.offsets) {
+    constexpr Tile tiles[] = {general<1, weight_limbs, limbs>, general<2, weight_limbs, limbs>};
+    return walk(o, count, tiles);
+  }
+  constexpr auto widths = std::make_index_sequence<weight_limbs == 2 ? kTileColumns / 2 + 1 : kTileColumns>();
+  if (kHasSmall && o.panel.head->small) return walk_products<weight_limbs, limbs, true>(o, count, widths);
+  walk_products<weight_limbs, limbs, !kHasSmall>(o, count, widths);
 }
 
 }  // namespace
 
-void gemm(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-          size_t count, float* acc) {
-  if (t.map == Map::table2) return product_any<Map::table2, false>(t, block, panel, a, first, count, acc);
-  if (t.map == Map::table1 || t.multipliers)  // products of levels and multipliers, plus 128
-    return product_any<Map::table1, false>(t, block, panel, a, first, count, acc);
-  if (t.bits == 8) return product_any<Map::linear, false>(t, block, panel, a, first, count, acc);
-  return product_any<Map::linear, true>(t, block, panel, a, first, count, acc);
+void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
+          float* acc) {
+  Panel panel;
+  lay_out_panel(t, a.padded, const_cast<uint8_t*>(memory), &panel);
+  const Operands o = {t, panel, a, first, acc, t.groups * t.group_size};
+  if (t.map == Map::table2) {
+    if (a.limbs == 2) return columns_any<2, 2>(o, count);
+    return columns_any<2, 1>(o, count);
+  }
+  if (a.limbs == 2) return columns_any<1, 2>(o, count);
+  columns_any<1, 1>(o, count);
 }
 
 }  // namespace lowbit::LOWBIT_ISA

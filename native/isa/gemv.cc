@@ -27,85 +27,6 @@ LOWBIT_INLINE void tile_bytes(const CodeTerm& t, const uint8_t* p, U8 selector, 
   }
 }
 
-template <int bits, Map map, bool selected>
-void unpack(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
-  const uint8_t* codes = t.codes + block * chunks * 2 * 64 * bits;
-  uint8_t* low_panel = panel + chunks * kChunk * kBlockRows;
-  for (size_t c = 0; c < chunks; ++c) {
-    for (size_t tile = 0; tile < 2; ++tile) {
-      U8 high[kSteps], low[kSteps];
-      U8 selector[2];
-      bool split = false;
-      if constexpr (selected) {  // a group of 16 ends within the chunk
-        const size_t g0 = c * kChunk / t.group_size, g1 = (c * kChunk + 16) / t.group_size;
-        const uint8_t* base = t.selectors + block * t.groups * kBlockRows + tile * kTileRows;
-        selector[0] = shift_left<4>(spread_rows(base + g0 * kBlockRows));
-        split = g1 != g0 && g1 < t.groups;
-        if (split) selector[1] = shift_left<4>(spread_rows(base + g1 * kBlockRows));
-      }
-      tile_bytes<bits, map, selected>(t, codes, selector[0], high, low);
-      uint8_t* out = panel + c * kSteps * 128 + tile * 64;
-      for (size_t s = 0; s < kSteps; ++s) {
-        store_u8(out + s * 128, high[s]);
-        if constexpr (map == Map::table2) store_u8(low_panel + (out - panel) + s * 128, low[s]);
-      }
-      if constexpr (selected) {
-        if (split) {
-          tile_bytes<bits, map, selected>(t, codes, selector[1], high, low);
-          for (size_t s = kSteps / 2; s < kSteps; ++s) {
-            store_u8(out + s * 128, high[s]);
-            if constexpr (map == Map::table2) store_u8(low_panel + (out - panel) + s * 128, low[s]);
-          }
-        }
-      }
-      codes += 64 * bits;
-    }
-  }
-}
-
-// A table of the five codes of every byte of base 3.
-struct TritTable {
-  Trits of[256];
-};
-constexpr TritTable make_trits() {
-  TritTable table = {};
-  for (int byte = 0; byte < 256; ++byte) table.of[byte] = trits_of(static_cast<uint8_t>(byte));
-  return table;
-}
-constexpr TritTable kTrits = make_trits();
-
-void unpack_base3(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
-  const uint8_t* codes = t.codes + block * code_block_bytes(t, chunks);
-  uint8_t* low_panel = panel + chunks * kChunk * kBlockRows;
-  for (size_t step = 0; step < chunks * kSteps; ++step) {
-    const size_t vector = step / kTritSteps, place = step % kTritSteps;
-    for (size_t byte = 0; byte < 128; ++byte) {
-      const size_t code = vector < t.vectors ? kTrits.of[codes[vector * 128 + byte]].codes[place] : 1;
-      panel[step * 128 + byte] = t.map == Map::linear ? static_cast<uint8_t>(code) : t.high[code];
-      if (t.map == Map::table2) low_panel[step * 128 + byte] = t.low[code];
-    }
-  }
-}
-
-}  // namespace
-
-void multiply_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
-  const int step = t.map == Map::linear ? t.step : 1, base = t.map == Map::linear ? t.base : -128;
-  for (size_t k = 0; k < chunks * kChunk; k += 4) {
-    const size_t group = k / t.multiplier_size;
-    if (group >= t.multiplier_groups) break;  // padding: the activations there are zero
-    const uint8_t* pairs = t.multipliers + (block * t.multiplier_groups + group) * kTileRows;
-    uint8_t* row = panel + k * kBlockRows;
-    for (size_t byte = 0; byte < 128; ++byte) {
-      const uint8_t pair = pairs[byte / 4 % kTileRows];
-      const int multiplier = byte / 64 ? pair >> 4 : pair & 15;
-      row[byte] = static_cast<uint8_t>(multiplier * (step * row[byte] + base) + 128);
-    }
-  }
-}
-
-namespace {
-
 template <int bits, Map map, bool selected, int limbs, bool plain>
 void gemv(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
   constexpr int weight_limbs = kWeightLimbs<map>;
@@ -166,10 +87,8 @@ template <int bits, Map map, bool selected>
 CodeKernels kernels_of(bool plain, int limbs) {
   constexpr bool separate = map == Map::linear;
   if (plain && separate)
-    return {limbs == 2 ? gemv<bits, map, selected, 2, separate> : gemv<bits, map, selected, 1, separate>,
-            unpack<bits, map, selected>};
-  return {limbs == 2 ? gemv<bits, map, selected, 2, false> : gemv<bits, map, selected, 1, false>,
-          unpack<bits, map, selected>};
+    return {limbs == 2 ? gemv<bits, map, selected, 2, separate> : gemv<bits, map, selected, 1, separate>};
+  return {limbs == 2 ? gemv<bits, map, selected, 2, false> : gemv<bits, map, selected, 1, false>};
 }
 
 template <int bits>
@@ -187,7 +106,6 @@ CodeKernels kernels_of(const CodeTerm& t, int limbs) {
 }  // namespace
 
 CodeKernels code_kernels(const CodeTerm& t, int limbs) {
-  if (t.base3) return {nullptr, unpack_base3};
   switch (t.bits) {
     case 1:
       return kernels_of<1>(t, limbs);

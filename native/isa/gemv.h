@@ -7,12 +7,8 @@ namespace lowbit::LOWBIT_ISA {
 
 struct CodeKernels {
   void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);
-  void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* panel);
 };
 CodeKernels code_kernels(const CodeTerm& term, int limbs);
-
-// A panel of codes or table entries (level + 128) becomes one of level * multiplier + 128.
-void multiply_panel(const CodeTerm& term, size_t block, size_t chunks, uint8_t* panel);
 
 // acc += the 8 steps of a tile's bytes times 32 activations. Bytes of tables and of 8-bit codes take the
 // whole range of a byte: where kSignedBytes, they stand for byte - 128 (see start() in decode.h).

@@ -6,8 +6,9 @@
 
 namespace lowbit::LOWBIT_ISA {
 
-void gemm(const CodeTerm& t, size_t block, const uint8_t* panel, const Activations& a, size_t first,
-          size_t count, float* acc);
+void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
+void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
+          float* acc);
 
 namespace {
 
@@ -23,11 +24,6 @@ void quantize_row(const float* x, size_t n, const IntegerRow& row) {
 
 void gemv_any(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
   code_kernels(t, a.limbs).gemv(t, block, a, token, acc);
-}
-
-void unpack_any(const CodeTerm& t, size_t block, size_t chunks, uint8_t* panel) {
-  code_kernels(t, 1).unpack(t, block, chunks, panel);
-  if (t.multipliers) multiply_panel(t, block, chunks, panel);
 }
 
 constexpr size_t kReadAhead = 4096;  // as the products do: see gemv.cc
@@ -102,7 +98,7 @@ float fma_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv_any,   unpack_any,   gemm,       float_product,
+  return {quantize_row, gemv_any,   unpack_panel, gemm,       float_product,
           read_memory,  dot_rounds, kChains * 64, fma_rounds, kChains * 16};
 }
 

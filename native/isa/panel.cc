@@ -1,0 +1,228 @@
+// Unpacks a block of 32 rows of a code term to signed bytes for the product of many tokens (panel.h). Done
+// once per block, so its cost fades with the number of tokens; what matters is that nothing but dot products
+// is left to do for each of them.
+#include <algorithm>
+
+#include "decode.h"
+#include "matmul_kernels.h"
+#include "panel.h"
+#include "simd/signed_dot.h"
+
+namespace lowbit::LOWBIT_ISA {
+
+void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
+
+namespace {
+
+struct Range {
+  int low, high;
+};
+
+// The integer levels of the codes, and tables of them as signed bytes where codes are looked up.
+struct Levels {
+  bool lookup;
+  Range range[2];  // of each limb
+  alignas(64) uint8_t table[2][256];
+};
+
+void find_levels(const CodeTerm& t, Levels* levels) {
+  levels->lookup = t.map != Map::linear || t.step != 1;
+  if (t.map == Map::linear) {
+    const int last = t.base + t.step * ((t.count ? t.count : 1 << t.bits) - 1);
+    levels->range[0] = {std::min(t.base, last), std::max(t.base, last)};
+    for (int code = 0; code < 256; ++code)
+      levels->table[0][code] =
+          static_cast<uint8_t>(t.base + t.step * code);  // not used where one does not fit
+    return;
+  }
+  for (size_t limb = 0; limb < 2; ++limb) {
+    const uint8_t* table = limb ? t.low : t.high;
+    for (int code = 0; code < 256; ++code) levels->table[limb][code] = table[code] ^ 0x80;
+    const auto found = std::minmax_element(table, table + 256);
+    levels->range[limb] = {*found.first - 128, *found.second - 128};
+  }
+}
+
+Range zero_point_range(const CodeTerm& t, size_t block) {
+  if (!t.zero_points) return {0, 0};
+  const uint8_t* first = t.zero_points + block * t.groups * kBlockRows;
+  const auto found = std::minmax_element(first, first + t.groups * kBlockRows);
+  return {*found.first, *found.second};
+}
+
+// Eight steps of a tile as bytes: codes read in any of the stored forms.
+template <int bits>
+struct Codes {
+  Codes(const CodeTerm& t, size_t block, size_t chunks)
+      : p(t.codes + block * chunks * 2 * 64 * static_cast<size_t>(bits)) {}
+  LOWBIT_INLINE void next(size_t, size_t, U8 (&out)[kSteps]) {
+    unpack_codes<bits>(p, out);
+    p += 64 * bits;
+  }
+  const uint8_t* p;
+};
+
+struct TritTables {
+  alignas(64) uint8_t digit[kTritSteps][256];
+};
+constexpr TritTables make_trit_tables() {
+  TritTables tables = {};
+  for (int byte = 0; byte < 256; ++byte)
+    for (size_t place = 0; place < kTritSteps; ++place)
+      tables.digit[place][byte] = trits_of(static_cast<uint8_t>(byte)).codes[place];
+  return tables;
+}
+constexpr TritTables kTritTables = make_trit_tables();
+
+struct Base3Codes {
+  Base3Codes(const CodeTerm& t, size_t block, size_t chunks)
+      : p(t.codes + block * code_block_bytes(t, chunks)), vectors(t.vectors) {}
+  void next(size_t chunk, size_t tile, U8 (&out)[kSteps]) {
+    for (size_t s = 0; s < kSteps; ++s) {
+      const size_t step = chunk * kSteps + s, vector = step / kTritSteps;
+      out[s] = vector < vectors
+                   ? lookup256(kTritTables.digit[step % kTritSteps], load_u8(p + vector * 128 + tile * 64))
+                   : set1_u8(1);
+    }
+  }
+  const uint8_t* p;
+  size_t vectors;
+};
+
+// What the bytes of a row become in 16 inputs that share everything.
+struct RowBytes {
+  U8 selector, add, multiplier;
+};
+
+LOWBIT_INLINE RowBytes row_bytes(const CodeTerm& t, bool wide, size_t block, size_t tile, size_t k) {
+  RowBytes rows = {};
+  const size_t group = std::min(k / t.group_size, t.groups - 1);
+  const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
+  if (t.selectors) rows.selector = shift_left<4>(spread_rows(t.selectors + index));
+  int add = 0;  // on top of a looked-up level, or of the code
+  if (t.map == Map::linear && t.step == 1 && !wide) add = t.base;
+  if (t.map == Map::linear && wide && t.bits == 8) add = 128;
+  rows.add = set1_u8(static_cast<uint8_t>(add));
+  if (t.zero_points && !wide) rows.add = sub_bytes(rows.add, spread_rows(t.zero_points + index));
+  if (t.multipliers) {
+    const size_t at = std::min(k / t.multiplier_size, t.multiplier_groups - 1);
+    const U8 pairs = spread_rows(t.multipliers + (block * t.multiplier_groups + at) * kTileRows);
+    rows.multiplier = tile ? shift_right<4>(pairs) : and_(pairs, set1_u8(0x0f));
+  }
+  return rows;
+}
+
+template <int bits, bool limbs, typename Source>
+void fill(const CodeTerm& t, size_t block, size_t chunks, const Levels& levels, const Panel& panel) {
+  const bool wide = panel.head->wide, lookup_codes = levels.lookup && !(wide && t.map == Map::linear);
+  const size_t stop = t.groups * t.group_size;
+  Source source(t, block, chunks);
+  I32 sums[2][2] = {{zero_i32(), zero_i32()}, {zero_i32(), zero_i32()}};  // [limb][tile]
+  size_t segment = 0, group_end = t.group_size, end = segment_end(0, group_end, stop);
+  for (size_t c = 0; c < chunks; ++c) {
+    U8 bytes[2][2][kSteps];  // [limb][tile]
+    for (size_t tile = 0; tile < 2; ++tile) {
+      U8(&high)[kSteps] = bytes[0][tile];
+      source.next(c, tile, high);
+      for (size_t half = 0; half < 2; ++half) {
+        const RowBytes rows = row_bytes(t, wide, block, tile, c * kChunk + half * 16);
+        for (size_t s = half * 4; s < half * 4 + 4; ++s) {
+          U8 code = high[s];
+          if (lookup_codes) {
+            if (t.selectors) {
+              code = or_(code, rows.selector);
+              high[s] = lookup64(levels.table[0], code);
+              if constexpr (limbs) bytes[1][tile][s] = lookup64(levels.table[1], code);
+            } else {
+              high[s] = lookup<bits>(levels.table[0], code);
+              if constexpr (limbs) bytes[1][tile][s] = lookup<bits>(levels.table[1], code);
+            }
+          }
+          U8& last = bytes[limbs][tile][s];
+          last = add_bytes(last, rows.add);
+          if (t.multipliers) last = mul_bytes(last, rows.multiplier);
+        }
+      }
+      for (size_t limb = 0; limb <= limbs; ++limb)
+        for (size_t s = 0; s < kSteps; ++s)
+          store_u8(reinterpret_cast<uint8_t*>(panel.weights[limb]) + (c * kSteps + s) * 128 + tile * 64,
+                   bytes[limb][tile][s]);
+    }
+    for (size_t half = 0; half < 2; ++half) {
+      const size_t k = c * kChunk + half * 16 + 16;
+      if (k > stop) break;  // half a chunk of padding
+      for (size_t limb = 0; limb <= limbs; ++limb)
+        for (size_t tile = 0; tile < 2; ++tile)
+          for (size_t s = half * 4; s < half * 4 + 4; ++s)
+            sums[limb][tile] = sum_signed(sums[limb][tile], bytes[limb][tile][s]);
+      if (k != end) continue;
+      for (size_t limb = 0; limb <= limbs; ++limb)
+        for (size_t tile = 0; tile < 2; ++tile) {
+          store_i32(panel.starts[limb] + segment * kBlockRows + tile * kTileRows,
+                    shift_left<7>(sub(zero_i32(), sums[limb][tile])));
+          sums[limb][tile] = zero_i32();
+        }
+      ++segment;
+      if (end == group_end) group_end += t.group_size;
+      end = segment_end(end, group_end, stop);
+    }
+  }
+}
+
+template <int bits, typename Source = Codes<bits>>
+void fill_any(const CodeTerm& t, size_t block, size_t chunks, const Levels& levels, const Panel& panel) {
+  if (t.map == Map::table2) return fill<bits, true, Source>(t, block, chunks, levels, panel);
+  fill<bits, false, Source>(t, block, chunks, levels, panel);
+}
+
+}  // namespace
+
+void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory) {
+  Panel panel;
+  lay_out_panel(t, chunks * kChunk, memory, &panel);
+  Levels levels;
+  find_levels(t, &levels);
+  const size_t last = t.map == Map::table2 ? 1 : 0;  // the limb that zero points change
+  const Range zero = zero_point_range(t, block), level = levels.range[last];
+  Range range = {level.low - zero.high, level.high - zero.low};
+  Panel::Head& head = *panel.head;
+  head.wide = range.low < -128 || range.high > 127;
+  head.step = t.map == Map::linear ? t.step : 1;
+  if (head.wide) range = level;
+  if (head.wide && t.map == Map::linear) range = {t.bits == 8 ? -128 : 0, (1 << t.bits) - 1};
+  if (last) range = {std::min(range.low, levels.range[0].low), std::max(range.high, levels.range[0].high)};
+  if (t.multipliers) range = {15 * range.low, 15 * range.high};
+  head.small = range.low >= -64 && range.high <= 64;
+  for (size_t group = 0; group < t.groups; ++group)
+    for (size_t tile = 0; tile < 2; ++tile) {
+      const size_t at = group * kBlockRows + tile * kTileRows, index = block * t.groups * kBlockRows + at;
+      store(panel.scales + at, mul(load_number(t.scale_type, t.scales, index), set1(t.unit)));
+      if (t.offsets) store(panel.offsets + at, load_number(t.offset_type, t.offsets, index));
+      if (!head.wide) continue;
+      const int base = t.map == Map::linear ? t.base + (t.bits == 8 ? 128 * t.step : 0) : 0;
+      I32 correction = set1_i32(base);
+      if (t.zero_points) correction = sub(correction, load_u8_i32(t.zero_points + index));
+      store_i32(panel.corrections + at, correction);
+    }
+  if (t.base3) return fill_any<2, Base3Codes>(t, block, chunks, levels, panel);
+  switch (t.bits) {
+    case 1:
+      return fill_any<1>(t, block, chunks, levels, panel);
+    case 2:
+      return fill_any<2>(t, block, chunks, levels, panel);
+    case 3:
+      return fill_any<3>(t, block, chunks, levels, panel);
+    case 4:
+      return fill_any<4>(t, block, chunks, levels, panel);
+    case 5:
+      return fill_any<5>(t, block, chunks, levels, panel);
+    case 6:
+      return fill_any<6>(t, block, chunks, levels, panel);
+    case 7:
+      return fill_any<7>(t, block, chunks, levels, panel);
+    default:
+      return fill_any<8>(t, block, chunks, levels, panel);
+  }
+}
+
+}  // namespace lowbit::LOWBIT_ISA
