@@ -11,7 +11,7 @@ help:
 	@echo "make demo   build, fetch the demo model, quantize it, compare, talk"
 	@echo "make test   build and run every test"
 	@echo "make check  ruff, mypy, clang-format, import directions, file lengths"
-	@echo "make bench  measure against llama.cpp in the same run"
+	@echo "make bench  measure against llama.cpp and OpenVINO in the same run"
 	@echo "make wheel  build a wheel into dist/"
 
 $(VENV)/.base:
@@ -34,6 +34,10 @@ $(VENV)/.check: $(VENV)/.base
 	$(BIN)/python -m pip install -q ruff mypy clang-format
 	@touch $@
 
+$(VENV)/.plot: $(VENV)/.base
+	$(BIN)/python -m pip install -q "matplotlib>=3.8"
+	@touch $@
+
 demo: build
 	$(BIN)/python -m lowbit.cli demo
 
@@ -47,7 +51,7 @@ check: build $(VENV)/.check
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'native/*.cc' 'native/*.h')
 	$(BIN)/python -m pytest tests/test_house.py
 
-bench: build $(VENV)/.test
+bench: build $(VENV)/.test $(VENV)/.plot
 	$(BIN)/python bench/run.py
 
 wheel: $(VENV)/.base

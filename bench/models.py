@@ -6,9 +6,10 @@ A model is one network in several files: the GGUF it comes from, llama.cpp quant
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +35,56 @@ def source_gguf(name: str, cache: Path, say: Callable[[str], None]) -> Path:
     raise ValueError(f"unknown model {name!r}; known are smollm2-135m and llama-1.1b")
 
 
-def peer_gguf(name: str, source: Path, kind: str, cache: Path, peer: LlamaCpp) -> Path:
+def peer_gguf(
+    name: str, source: Path, kind: str, cache: Path, peer: LlamaCpp, say: Callable[[str], None]
+) -> Path:
     """`source` quantized by llama.cpp to `kind`, for example Q4_0."""
     path = cache / "models" / f"{name}.{kind}.gguf"
     if not path.exists() or path.stat().st_mtime < source.stat().st_mtime:
         path.parent.mkdir(parents=True, exist_ok=True)
+        say(f"making {path.name} (once)")
         peer.quantize(source, path, kind, threads=2)
     return path
 
 
-def lowbit_directory(name: str, source: Path, scheme: str, cache: Path) -> tuple[Path, dict[str, Any]]:
-    """`source` quantized by lowbit; made anew at each call, because the code under test writes it.
-
-    Returns the directory and the object that `lowbit quantize --json` printed.
-    """
+def lowbit_directory(
+    name: str, source: Path, scheme: str, options: Sequence[str], cache: Path
+) -> tuple[Path, dict[str, Any]]:
+    """`source` quantized by lowbit, anew. Returns the directory and what `lowbit quantize --json` printed."""
     path = cache / "models" / f"{name}.{scheme}"
-    return path, process.lowbit_json("quantize", source, scheme, "--output", path, "--force")
+    told = process.lowbit_json("quantize", source, scheme, *options, "--output", path, "--force")
+    return path, told
+
+
+def cached_directory(
+    name: str, source: Path, scheme: str, options: Sequence[str], cache: Path, say: Callable[[str], None]
+) -> Path:
+    """The same, kept as long as neither the source nor any code that could write other bytes has changed."""
+    path = cache / "models" / f"{name}.{scheme}"
+    stamp, now = path.with_name(f"{path.name}.made-by"), writer_digest(source, options)
+    if not path.exists() or not stamp.exists() or stamp.read_text() != now:
+        say(f"making {path.name}")
+        lowbit_directory(name, source, scheme, options, cache)
+        stamp.write_text(now)
+    return path
+
+
+def writer_digest(source: Path, options: Sequence[str]) -> str:
+    """Of the code between a checkpoint and a directory, and of the source's size and time."""
+    found = source.stat()
+    digest = hashlib.sha256(f"{found.st_size} {found.st_mtime_ns} {list(options)}".encode())
+    rooms = [process.ROOT / "src" / "lowbit" / room for room in ("formats", "packed", "quantize", "compress")]
+    files = [file for room in rooms for file in sorted(room.glob("*.py"))]
+    files += sorted((process.ROOT / "native").rglob("*rtn*"))
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def weight_bytes(path: Path) -> int:
     """Bytes of all tensors in a GGUF or a lowbit directory, scales included, tokenizer and headers not."""
+    if path.is_dir() and (path / "openvino_model.bin").exists():
+        return (path / "openvino_model.bin").stat().st_size
     if path.is_dir():
         return sum(_safetensors_bytes(file) for file in sorted(path.glob("*.safetensors")))
     import gguf

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,18 @@ class Finished:
     first_byte_seconds: float | None
 
 
-def lowbit(*arguments: str | Path) -> Finished:
-    """Run `lowbit ARGUMENTS` from this working tree and wait for it. Raises CommandError on failure."""
-    return watch([sys.executable, "-m", "lowbit.cli", *map(str, arguments)])
+def lowbit(*arguments: str | Path, isa: str | None = None) -> Finished:
+    """Run `lowbit ARGUMENTS` from this working tree and wait for it. Raises CommandError on failure.
+
+    isa: the instruction set to use instead of the machine's best.
+    """
+    more = {"LOWBIT_ISA": isa} if isa else {}
+    return watch([sys.executable, "-m", "lowbit.cli", *map(str, arguments)], more)
 
 
-def lowbit_json(*arguments: str | Path) -> dict[str, Any]:
+def lowbit_json(*arguments: str | Path, isa: str | None = None) -> dict[str, Any]:
     """Run `lowbit ARGUMENTS --json` and return its one object, with the whole process's time beside it."""
-    finished = lowbit(*arguments, "--json")
+    finished = lowbit(*arguments, "--json", isa=isa)
     try:
         told = json.loads(finished.stdout)
     except json.JSONDecodeError as error:
@@ -65,9 +69,9 @@ def peak_rss(*arguments: str | Path) -> tuple[dict[str, Any], int]:
     return json.loads(finished.stdout), int(finished.stderr.splitlines()[-1]) * 1024
 
 
-def watch(command: Sequence[str]) -> Finished:
-    """Run `command` to its end, timed from outside."""
-    environment = dict(os.environ)
+def watch(command: Sequence[str], more: Mapping[str, str] | None = None) -> Finished:
+    """Run `command` to its end, timed from outside; `more` is added to its environment."""
+    environment = {**os.environ, **(more or {})}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(ROOT / "src"), *filter(None, [environment.get("PYTHONPATH")])]
     )

@@ -78,3 +78,14 @@ def reference(model: Path, text: Path, tokens: int, threads: int, cache: Path) -
 def explained(differences: list[dict[str, Any]]) -> bool:
     """Whether each parting of two greedy texts is a near-tie: the reference's second token, by little."""
     return all(d["is_second_best"] and d["reference_gap"] <= NEAR_TIE_LOGITS for d in differences)
+
+
+def windows(model: Path, text: Path, tokens: int) -> Any:
+    """Token ids int64 [n, CONTEXT]: the windows that `evaluate` scores, for another program to score."""
+    import numpy as np
+
+    import lowbit
+
+    ids = lowbit.load(str(model), context=CONTEXT).encode(text.read_text(encoding="utf-8"), add_special=False)
+    count = min(len(ids), tokens) // CONTEXT
+    return np.asarray(ids[: count * CONTEXT], np.int64).reshape(count, CONTEXT)

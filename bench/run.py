@@ -1,8 +1,8 @@
-"""`make bench`: lowbit against its targets and against llama.cpp on this machine, in one run.
+"""`make bench`: lowbit against its targets and against other programs on this machine, in one run.
 
-Correctness comes first (perplexity, bytes), then speed. Prints a table and writes
-bench/results/<date>-<cpu>.json. `--render` puts the newest result into the README. docs/benchmarks.md
-says how each figure is made.
+Correctness comes first (perplexity, bytes), then speed. Prints a table, writes
+bench/results/<date>-<cpu>.json and draws the pictures in docs/. `--render` puts the newest result into the
+README. docs/benchmarks.md says how each figure is made.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))  # measure this tree, installed or not
 
+import context  # noqa: E402
 import machine  # noqa: E402
+import pictures  # noqa: E402
 import process  # noqa: E402
 import report  # noqa: E402
 import sections  # noqa: E402
-from peers import llama_cpp  # noqa: E402
+import targets  # noqa: E402
+from peers import llama_cpp, openvino_peer  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results"
 TEXTS = (
@@ -34,48 +38,67 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds and tokens; writes no result file")
     parser.add_argument("--only", action="append", choices=list(sections.SECTIONS), help="repeatable")
-    parser.add_argument("--no-peers", action="store_true", help="do not build or run llama.cpp")
+    parser.add_argument("--no-peers", action="store_true", help="do not install or run other programs")
     parser.add_argument("--threads", default="2,1", help="numbers of threads, best first (default 2,1)")
     parser.add_argument("--rounds", type=int, help="interleaved rounds after the warm-up (default 5)")
     parser.add_argument("--text", type=Path, help="text for perplexity (default wiki.test.raw if present)")
-    parser.add_argument("--render", nargs="?", const="", metavar="RESULT", help="only fill the README")
+    parser.add_argument("--render", nargs="?", const="", metavar="RESULT", help="only README and pictures")
     return parser.parse_args(arguments)
 
 
-def find_peer(wanted: bool) -> tuple[llama_cpp.LlamaCpp | None, str]:
-    """The built peer, or None and the reason."""
-    if not wanted:
-        return None, "switched off by --no-peers"
+def peer_or_reason(name: str, make: Callable[[], Any], missing: dict[str, str]) -> Any:
+    """What `make` makes, or None, with the reason in `missing`."""
     try:
-        return llama_cpp.build(ROOT / ".cache", say=say), ""
+        return make()
     except llama_cpp.PeerError as error:
-        say(f"going on without llama.cpp: {error}")
-        return None, str(error)
+        say(f"going on without {name}: {error}")
+        missing[name] = str(error).replace(str(ROOT), "")
+        return None
+
+
+def prepare(options: argparse.Namespace) -> context.Bench:
+    """Everything that the parts need; peers are built or installed on first use."""
+    cache, missing = ROOT / ".cache", dict[str, str]()
+    names = ("llama.cpp", "llama.cpp for AVX2", targets.OPENVINO)
+    peers: list[Any] = [None, None, None]
+    if options.no_peers:
+        missing |= dict.fromkeys(names, "switched off by --no-peers")
+    else:
+        makers: list[Callable[[], Any]] = [
+            lambda: llama_cpp.build(cache, say=say),
+            lambda: llama_cpp.build(cache, say=say, variant="avx2"),
+            lambda: openvino_peer.build(cache, say=say),
+        ]
+        peers = [peer_or_reason(name, make, missing) for name, make in zip(names, makers)]
+    return context.Bench(
+        cache=cache,
+        peer=peers[0],
+        avx2=peers[1],
+        openvino=peers[2],
+        missing=missing,
+        threads=tuple(int(n) for n in options.threads.split(",")),
+        rounds=options.rounds or (2 if options.quick else 5),
+        text=options.text or next(path for path in TEXTS if path.exists()),
+        tokens=5_000 if options.quick else 50_000,
+        say=say,
+    )
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen sections. A section that fails is reported in its place and the others go on."""
-    peer, missing = find_peer(not options.no_peers)
-    text = options.text or next(path for path in TEXTS if path.exists())
-    bench = sections.Bench(
-        cache=ROOT / ".cache",
-        peer=peer,
-        threads=tuple(int(n) for n in options.threads.split(",")),
-        rounds=options.rounds or (2 if options.quick else 5),
-        text=text,
-        tokens=5_000 if options.quick else 50_000,
-        say=say,
-    )
+    bench = prepare(options)
+    peers = [peer for peer in (bench.peer, bench.avx2, bench.openvino) if peer is not None]
     result: dict[str, Any] = {
         "date": machine.now(),
         **machine.commit(),
         "machine": machine.describe(),
-        "peer": peer.describe() if peer else None,
-        "peer_missing": missing,
+        "peers": [peer.describe() for peer in peers],
+        "missing": bench.missing,
         "busy_cpus": 0.0,
         "rounds": bench.rounds,
         "threads": list(bench.threads),
         "quick": options.quick,
+        "seconds": {},
         "rows": [],
         "sections": {},
         "errors": {},
@@ -92,23 +115,27 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         except (process.CommandError, llama_cpp.PeerError) as error:
             say(f"  failed: {error}")
             result["errors"][name] = str(error)
-            rows, data = [sections.row(name, None, "", "-", False, f"failed: {error}")], None
-        result["rows"] += rows
+            rows, data = [targets.row(name, None, "", "-", False, f"failed: {error}")], None
+        result["rows"] += [{"heading": sections.HEADINGS[name], **row} for row in rows]
         result["sections"][name] = data
-        say(f"  {time.perf_counter() - started:.0f} s")
+        result["seconds"][name] = round(time.perf_counter() - started, 1)
+        say(f"  {result['seconds'][name]:.0f} s")
     return result
 
 
 def render(chosen: str) -> int:
-    """Rewrite the README between the markers from one result."""
+    """Rewrite the README between the markers, and the pictures, from one result."""
     page = ROOT / "README.md"
     try:
         source = Path(chosen) if chosen else report.newest(RESULTS)
-        page.write_text(report.render(page.read_text(encoding="utf-8"), json.loads(source.read_text())))
+        result = json.loads(source.read_text())
+        page.write_text(report.render(page.read_text(encoding="utf-8"), result), encoding="utf-8")
     except (report.ReportError, OSError) as error:
         say(f"{error}")
         return 1
     say(f"README.md: table of {source.name}")
+    for path in pictures.draw(result, ROOT / "docs", say):
+        say(f"{path.relative_to(ROOT)}")
     return 0
 
 
@@ -129,6 +156,7 @@ def main() -> int:
         path = RESULTS / machine.result_name(result["date"], str(result["machine"]["cpu"]))
         path.write_text(json.dumps(result, indent=1) + "\n")
         say(f"wrote {path.relative_to(ROOT)}")
+        pictures.draw(result, ROOT / "docs", say)
     return 1 if result["errors"] else 0
 
 

@@ -1,7 +1,6 @@
 """The tools under bench/: what they read, compute and write. No timing and no peer is needed here."""
 
 import json
-import os
 import struct
 import sys
 from pathlib import Path
@@ -14,13 +13,14 @@ sys.path.insert(0, str(BENCH))
 
 import machine  # noqa: E402
 import models  # noqa: E402
+import pictures  # noqa: E402
 import process  # noqa: E402
 import random_llama  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
-import sections  # noqa: E402
 import speed  # noqa: E402
 import spread  # noqa: E402
+import targets  # noqa: E402
 from peers import llama_cpp  # noqa: E402
 
 sys.path.remove(str(BENCH))
@@ -189,14 +189,17 @@ def result():
             "system": "Linux 6",
             "compiler": "g++ 12",
         },
-        "peer": None,
-        "peer_missing": "no network",
+        "peers": [
+            {"name": "llama.cpp", "commit": "fedcba9876543210", "variant": "native"},
+            {"name": "OpenVINO GenAI", "packages": ["openvino-genai==1.2.3", "numpy==2"]},
+        ],
+        "missing": {"another": "no network"},
         "rounds": 5,
         "busy_cpus": 0.02,
         "rows": [
-            sections.row("decode", 1.2345, "x", ">= 1.2x", True),
-            sections.row("memory", 71.0, "MB", "<= 60 MB", False, "peak"),
-            sections.row("prefill", None, "x", ">= 1.8x", None),
+            {"heading": "Speed", **targets.row("decode", 1.2345, "x", ">= 1.2x", True)},
+            {"heading": "Speed", **targets.row("memory", 71.0, "MB", "<= 60 MB", False, "peak")},
+            {"heading": "Others", **targets.row("prefill", None, "x", ">= 1.8x", None)},
         ],
         "sections": {
             "smollm2-135m": [{**entry, "contestants": {"lowbit int4-g32": figures}}],
@@ -207,11 +210,50 @@ def result():
 
 def test_markdown_has_every_row_and_its_origin():
     text = report.markdown(result())
-    assert "| decode | >= 1.2x | 1.23x | yes |" in text
-    assert "| memory | <= 60 MB | 71.00 MB | no |" in text
-    assert "| prefill | >= 1.8x | not measured | - |" in text
+    assert "| decode | >= 1.2x | 1.23x | yes |  |" in text
+    assert "| memory | <= 60 MB | 71.0 MB | no | peak |" in text
+    assert "| prefill | >= 1.8x | not measured | - |  |" in text
+    assert text.count("**Speed**") == text.count("**Others**") == 1
     assert "2050 (2000 to 2100) | 305.0 (300.0 to 310.0) | 91% |" in text
-    assert "2025-01-31" in text and "0123456789ab" in text and "A CPU" in text and "no network" in text
+    assert "2025-01-31" in text and "0123456789ab" in text and "A CPU" in text
+    assert "Against llama.cpp fedcba987654 (native), OpenVINO GenAI 1.2.3." in text
+    assert "Without another: no network." in text
+
+
+def test_tables_by_width_and_by_format():
+    figures = {
+        phase: {"median": value, "low": value, "high": value}
+        for phase, value in (
+            ("prefill", 900.0),
+            ("decode", 120.4),
+            ("prefill_bound_fraction", 0.81),
+            ("decode_bound_fraction", 0.925),
+        )
+    }
+    entry = {"model": "llama-1.1b", "threads": 2, "weight_bytes": {"lowbit int4": 6e8, "other": 7e8}}
+    entry["contestants"] = {"lowbit int4": figures, "other": {p: figures[p] for p in ("prefill", "decode")}}
+    kernel = {"format": "int4", "bits_per_weight": 4.25, "out_features": 64, "in_features": 32, "threads": 2}
+    kernel |= {"bytes_per_second": 5e10, "bandwidth_fraction": 0.91}
+    kernel |= {"multiply_adds_per_second": 9e11, "peak_fraction": 0.83}
+    kernels = [{**kernel, "batch": 1, "kernel": "gemv"}, {**kernel, "batch": 512, "kernel": "gemm"}]
+    parts = {"llama-1.1b": [{**entry, "by_width": {"4": "lowbit int4"}}], "kernels": {"kernels": kernels}}
+    text = report.markdown({**result(), "sections": parts})
+    assert "| 4 | int4 | 600 | 120 | 92% | 900 | 81% |" in text
+    assert "| int4 | 4.25 | 50.0 | 91% | 900 | 83% | gemv, gemm |" in text
+    assert "Single products, 64 x 32, 2 threads" in text
+    assert "| llama-1.1b | 2 | other | 700.0 |" in text
+
+
+def test_pictures_are_drawn_from_a_result(tmp_path, monkeypatch):
+    said, drawn = [], []
+    monkeypatch.setattr(pictures.plot, "check", lambda path: None)
+    monkeypatch.setattr(pictures.plot, "draw_kernels", lambda found, path: drawn.append((found, path)))
+    parts = {"sections": {"kernels": {"kernels": [1]}, "curve": None, "start": {"median": 1}}}
+    assert pictures.draw(parts, tmp_path, said.append) == [tmp_path / "kernels-by-width.png"]
+    assert drawn == [({"kernels": [1]}, str(tmp_path / "kernels-by-width.png"))] and not said
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert pictures.draw(parts, tmp_path, said.append) == [] and "lowbit[plot]" in said[0]
 
 
 def test_a_busy_machine_is_told():
@@ -249,7 +291,7 @@ def test_terminal_table_prints(capsys):
 
 def test_result_name_and_machine():
     assert machine.result_name("2025-01-31T10:00:00Z", "AMD EPYC (tm)") == "2025-01-31-amd-epyc-tm.json"
-    assert 0 <= machine.busy_cpus(0.05) <= 1.5 * (os.cpu_count() or 1)
+    assert 0 <= machine.busy_cpus(0.05) < 1000
     found = machine.describe()
     assert found["cpus"] >= 1 and found["cpu"]
     json.dumps(found)
@@ -258,83 +300,16 @@ def test_result_name_and_machine():
 def test_options():
     options = run.parse(["--quick", "--only", "start", "--only", "memory", "--no-peers"])
     assert options.only == ["start", "memory"] and options.quick and options.no_peers
-    assert run.find_peer(False) == (None, "switched off by --no-peers")
+    bench = run.prepare(options)
+    assert bench.peer is bench.avx2 is bench.openvino is None
+    assert set(bench.missing.values()) == {"switched off by --no-peers"} and bench.rounds == 2
+    assert run.peer_or_reason("it", lambda: llama_cpp.run(["false"]), bench.missing) is None
+    assert "exit status 1" in bench.missing["it"]
     assert run.parse(["--render"]).render == ""
 
 
-# Sections, with the programs replaced by their answers
-
-
-def make_bench(tmp_path, peer):
-    path = random_llama.write(tmp_path / "tiny.gguf", TINY)
-    text = tmp_path / "text.txt"
-    text.write_text("some text")
-    made = {"smollm2-135m": path}
-    return sections.Bench(tmp_path, peer, (2, 1), 3, text, 1000, lambda text: None, made)
-
-
-class FakePeer:
-    def speed(self, model, threads, **options):
-        return {"prefill": [900.0, 1000.0, 1100.0], "decode": [100.0]}
-
-    def quantize(self, source, output, kind, threads):
-        return random_llama.write(output, TINY)
-
-
-def fake_lowbit(prefill, decode):
-    def answer(verb, *arguments):
-        assert verb == "bench"
-        return {"prefill_tokens_per_second": prefill, "decode_tokens_per_second": decode, "isa": "any"}
-
-    return answer
-
-
-@pytest.mark.parametrize(
-    "prefill, decode, verdicts", [(1800.0, 120.0, [True, True]), (1799.0, 119.0, [False, False])]
-)
-def test_speed_section_judges_ratios(tmp_path, monkeypatch, prefill, decode, verdicts):
-    pytest.importorskip("gguf")
-    monkeypatch.setattr(process, "lowbit_json", fake_lowbit(prefill, decode))
-    monkeypatch.setattr(models, "source_gguf", lambda name, cache, say: tmp_path / "tiny.gguf")
-    bench = make_bench(tmp_path, FakePeer())
-    rows, data = sections.speed_section(bench, "smollm2-135m")
-    assert [r["passed"] for r in rows] == verdicts * 2
-    assert [r["measure"] for r in rows[::2]] == [
-        "smollm2-135m decode, 2 threads",
-        "smollm2-135m decode, 1 thread",
-    ]
-    assert data[0]["ratios"]["prefill"]["median"] == prefill / 1000
-    assert set(data[0]["contestants"]) == {sections.OURS, sections.THEIRS, sections.SAME_FILE}
-    assert len(data[1]["contestants"][sections.THEIRS]["decode"]["values"]) == 3
-
-
-def test_speed_section_without_a_peer_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(process, "lowbit_json", fake_lowbit(1000.0, 100.0))
-    rows, data = sections.speed_section(make_bench(tmp_path, None), "smollm2-135m")
-    assert all(r["passed"] is None and "not measured" in r["note"] for r in rows) and len(rows) == 4
-    assert set(data[0]["contestants"]) == {sections.OURS}
-
-
-def test_accuracy_section_judges_the_reference(tmp_path, monkeypatch):
-    tie = {"is_second_best": True, "reference_gap": 0.02}
-    setting = {"perplexity": 20.0, "relative_difference": -0.0005, "greedy_equal": 18}
-    found = {"prompts": 20, "reference_perplexity": 20.01}
-    found["int16"] = {**setting, "greedy_differences": [tie, tie]}
-    found["int8"] = {**setting, "relative_difference": 0.02, "greedy_differences": []}
-    monkeypatch.setattr(models, "source_gguf", lambda name, cache, say: tmp_path / "tiny.gguf")
-    monkeypatch.setattr(sections.quality, "reference", lambda *arguments: found)
-    bench = make_bench(tmp_path, None)
-    rows, data = sections.accuracy_section(bench)
-    assert [r["passed"] for r in rows] == [True, False, True] and data is found
-    found["int16"]["greedy_differences"] = [tie, {**tie, "reference_gap": 2.0}]
-    assert sections.accuracy_section(bench)[0][2]["passed"] is False
-    found["int16"].update(greedy_equal=17, greedy_differences=[tie] * 3)
-    assert sections.accuracy_section(bench)[0][2]["passed"] is False
-    monkeypatch.setattr(sections.quality, "reference", lambda *arguments: None)
-    assert sections.accuracy_section(bench)[0][0]["passed"] is None
-
-
 def test_figures_have_three_digits_and_a_unit():
-    shown = [report.figure(v, u) for v, u in [(1.4321, "x"), (0.3119, "s"), (82.0, "MB"), (18, "of 20")]]
-    assert shown == ["1.43x", "0.312 s", "82.00 MB", "18 of 20"]
+    given = [(1.4321, "x"), (0.3119, "s"), (82.0, "MB"), (18, "of 20"), (91.27, "%"), (1234.5, "tokens/s")]
+    shown = [report.figure(v, u) for v, u in given]
+    assert shown == ["1.43x", "0.312 s", "82.0 MB", "18 of 20", "91.3%", "1234 tokens/s"]
     assert report.figure(-0.0512, "%") == "-0.051%" and report.figure(None, "x") == "not measured"

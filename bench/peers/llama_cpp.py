@@ -2,8 +2,9 @@
 
 The source is the one that the `llama-cpp-python` source distribution carries, fetched with pip by name,
 checked against a pinned digest and built natively (Release, -march=native, OpenMP, weight repacking and
-the tiled matrix product on: llama.cpp's own defaults). Only the three tools in use are built. Everything
-lies under the ignored `.cache/`; nothing of it is ever part of this repository.
+the tiled matrix product on: llama.cpp's own defaults). A second build, for machines with AVX2 alone, has no
+AVX-512 and no VNNI. Only the tools in use are built. Everything lies under the ignored `.cache/`; nothing
+of it is ever part of this repository.
 
 Run this file to build and to print where the tools are.
 """
@@ -25,11 +26,9 @@ from pathlib import Path
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-TOOLS = ("llama-bench", "llama-quantize", "llama-perplexity")
-OPTIONS = (
+COMMON = (
     "-DCMAKE_BUILD_TYPE=Release",
     "-DBUILD_SHARED_LIBS=OFF",
-    "-DGGML_NATIVE=ON",
     "-DLLAMA_OPENSSL=OFF",  # no model downloads, so no TLS
     "-DLLAMA_BUILD_TESTS=OFF",
     "-DLLAMA_BUILD_EXAMPLES=OFF",
@@ -38,6 +37,28 @@ OPTIONS = (
     "-DLLAMA_USE_PREBUILT_UI=OFF",  # the web page of the server would be fetched while configuring
     "-DLLAMA_TOOLS_INSTALL=OFF",
 )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of building: its options and the tools that are wanted of it."""
+
+    options: tuple[str, ...]
+    tools: tuple[str, ...]
+
+
+VARIANTS = {
+    "native": Variant(("-DGGML_NATIVE=ON", *COMMON), ("llama-bench", "llama-quantize", "llama-perplexity")),
+    "avx2": Variant(
+        (
+            "-DGGML_NATIVE=OFF",
+            *(f"-DGGML_{name}=ON" for name in ("SSE42", "AVX", "AVX2", "FMA", "F16C", "BMI2")),
+            *(f"-DGGML_{name}=OFF" for name in ("AVX_VNNI", "AVX512")),
+            *COMMON,
+        ),
+        ("llama-bench",),
+    ),
+}
 
 
 class PeerError(RuntimeError):
@@ -53,6 +74,7 @@ class LlamaCpp:
     compiler: str
     build_seconds: float
     directory: Path  # holds the tools
+    variant: str = "native"
 
     def describe(self) -> dict[str, object]:
         return {
@@ -60,7 +82,8 @@ class LlamaCpp:
             "version": f"llama-cpp-python {self.version}",
             "commit": self.commit,
             "compiler": self.compiler,
-            "options": list(OPTIONS),
+            "variant": self.variant,
+            "options": list(VARIANTS[self.variant].options),
             "build_seconds": round(self.build_seconds, 1),
         }
 
@@ -119,7 +142,9 @@ def run(command: Sequence[str], stderr: int = subprocess.PIPE, nice: int = 0) ->
     return done.stdout
 
 
-def build(cache: Path, jobs: int | None = None, say: Callable[[str], None] = print) -> LlamaCpp:
+def build(
+    cache: Path, jobs: int | None = None, say: Callable[[str], None] = print, variant: str = "native"
+) -> LlamaCpp:
     """Return the built peer, from `cache` where an equal build (version, options, CPU, compiler) is there.
 
     Raises PeerError when the source cannot be fetched (no network) or does not build.
@@ -128,25 +153,26 @@ def build(cache: Path, jobs: int | None = None, say: Callable[[str], None] = pri
     if not compiler:
         raise PeerError("building llama.cpp: there is no C++ compiler; install g++")
     home = cache / "peers" / f"llama.cpp-{VERSION}"
-    target = home / f"build-{_key(compiler)}"
+    wanted = VARIANTS[variant]
+    target = home / f"build-{_key(compiler, wanted.options)}"
     stamp = target / "lowbit-build.json"
-    if not stamp.exists() or not all((target / "bin" / tool).exists() for tool in TOOLS):
+    if not stamp.exists() or not all((target / "bin" / tool).exists() for tool in wanted.tools):
         source, commit = _source(home, say)
         started = time.perf_counter()
-        _compile(source, target, commit, jobs or os.cpu_count() or 1, say)
+        _compile(source, target, wanted, commit, jobs or os.cpu_count() or 1, say)
         seconds = time.perf_counter() - started
         stamp.write_text(json.dumps({"commit": commit, "compiler": compiler, "build_seconds": seconds}))
     made = json.loads(stamp.read_text())
-    return LlamaCpp(VERSION, made["commit"], made["compiler"], made["build_seconds"], target / "bin")
+    return LlamaCpp(VERSION, made["commit"], made["compiler"], made["build_seconds"], target / "bin", variant)
 
 
-def _key(compiler: str) -> str:
-    """Eight hex digits of all that decides what a native build may contain."""
+def _key(compiler: str, options: Sequence[str]) -> str:
+    """Eight hex digits of all that decides what a build may contain."""
     flags = ""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         flags = next((s for s in cpuinfo.read_text().splitlines() if s.startswith(("flags", "Features"))), "")
-    return hashlib.sha256("\n".join([VERSION, compiler, flags, *OPTIONS]).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join([VERSION, compiler, flags, *options]).encode()).hexdigest()[:8]
 
 
 def _source(home: Path, say: Callable[[str], None]) -> tuple[Path, str]:
@@ -173,7 +199,9 @@ def _source(home: Path, say: Callable[[str], None]) -> tuple[Path, str]:
     return tree, head.read_text().strip() if head.exists() else "unknown"
 
 
-def _compile(source: Path, target: Path, commit: str, jobs: int, say: Callable[[str], None]) -> None:
+def _compile(
+    source: Path, target: Path, wanted: Variant, commit: str, jobs: int, say: Callable[[str], None]
+) -> None:
     # This file may run before or inside the project's environment, which brings its own cmake and ninja.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
@@ -183,8 +211,8 @@ def _compile(source: Path, target: Path, commit: str, jobs: int, say: Callable[[
     # Without these two, llama.cpp would take the number and commit of the repository around it: this one.
     identity = [f"-DLLAMA_BUILD_COMMIT={commit[:12]}", "-DLLAMA_BUILD_NUMBER=0"]
     generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run([cmake, "-S", str(source), "-B", str(target), *generator, *OPTIONS, *identity])
-    run([cmake, "--build", str(target), "-j", str(jobs), "--target", *TOOLS], nice=10)
+    run([cmake, "-S", str(source), "-B", str(target), *generator, *wanted.options, *identity])
+    run([cmake, "--build", str(target), "-j", str(jobs), "--target", *wanted.tools], nice=10)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Decode reads every weight once per token, so its bound is bytes over memory bandwidth. Prefill
 multiplies every weight by every token, so its bound is multiply-adds over the int8 peak. Both are
-measured in the same process as the speeds, and the fractions say how near the code comes.
+measured just before each repetition of a speed, since on a shared machine they change from minute to
+minute, and the fractions say how near the code comes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from lowbit.measure.machine import cpu_name, peak_rss_bytes
 
 WARM_UP_STEPS = 4
 BANDWIDTH_BUFFER_BYTES = 512 * 2**20  # well beyond any last-level cache
+BOUND_SECONDS = 0.15
 FIRST_TOKEN_PROMPT = "Once upon a time"
 
 
@@ -36,12 +38,13 @@ def bench(
     prefill: int = 512,
     decode: int = 128,
     repeats: int = 3,
+    first_token: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a model; medians of `repeats`. Keys end in their units; the fractions are of the bound.
 
     prefill and decode are shortened to what the context holds; the figures used are in the result.
-    time_to_first_token_seconds is None for a model without tokenizer.
+    time_to_first_token_seconds is None for a model without tokenizer, or if `first_token` is false.
     """
     from lowbit import _native
 
@@ -49,10 +52,10 @@ def bench(
         raise RequestError(f"bench: prefill={prefill}, decode={decode}, repeats={repeats}; each must be >= 1")
     say = progress or (lambda text: None)
     model = load(path, activations=activations, context=context, threads=threads)
-    first_token = None
-    if model.tokenizer is not None:
+    first_token_time = None
+    if first_token and model.tokenizer is not None:
         say("time to first token of a fresh process")
-        first_token = first_token_seconds(
+        first_token_time = first_token_seconds(
             path, activations=activations, context=context, threads=threads, repeats=repeats
         )
     prefill = min(prefill, model.context)
@@ -61,29 +64,41 @@ def bench(
         raise RequestError(
             f"bench: a context of {model.context} has no room to decode in; raise --context to 16 at least"
         )
-    say(f"prefill of {prefill} tokens")
-    prefill_seconds = measure_prefill(model, prefill, repeats)
-    say(f"decode of {decode} tokens")
-    decode_seconds = measure_decode(model, decode, repeats)
-    peak_rss = peak_rss_bytes()  # before the buffers of the next two
-    say("memory bandwidth and int8 peak")
-    bandwidth = float(_native.measure_bandwidth(BANDWIDTH_BUFFER_BYTES, 0.5))
-    int8_peak = float(_native.measure_int8_peak(0.5))
+    say(f"prefill of {prefill} tokens, decode of {decode}")
+    prefill_cache, decode_cache = (
+        new_cache(model.decoder, prefill),
+        new_cache(model.decoder, decode + WARM_UP_STEPS + 1),
+    )
+    prefill_once(model, prefill, prefill_cache)
+    decode_once(model, 1, decode_cache)
+    peak_rss = peak_rss_bytes()  # before the buffers that the bounds are measured with
     weight_bytes = weight_bytes_per_token(model)
     kv_bytes = kv_bytes_per_token(model, WARM_UP_STEPS + decode / 2)
     operations = prefill_multiply_adds(model, prefill)
+    rounds = []
+    for _ in range(repeats):
+        int8_peak = float(_native.measure_int8_peak(BOUND_SECONDS))
+        prefill_seconds = prefill_once(model, prefill, prefill_cache)
+        bandwidth = float(_native.measure_bandwidth(BANDWIDTH_BUFFER_BYTES, BOUND_SECONDS))
+        decode_seconds = decode_once(model, decode, decode_cache)
+        of_peak = operations / int8_peak / prefill_seconds
+        of_bandwidth = (weight_bytes + kv_bytes) / bandwidth / decode_seconds
+        rounds.append((prefill_seconds, decode_seconds, bandwidth, int8_peak, of_bandwidth, of_peak))
+    prefill_seconds, decode_seconds, bandwidth, int8_peak, of_bandwidth, of_peak = (
+        statistics.median(values) for values in zip(*rounds)
+    )
     return {
         "isa": _native.isa(),
         "threads": _native.threads(),
         "bits_per_weight": model.bits_per_weight,
         "prefill_tokens_per_second": prefill / prefill_seconds,
         "decode_tokens_per_second": 1 / decode_seconds,
-        "time_to_first_token_seconds": first_token,
+        "time_to_first_token_seconds": first_token_time,
         "peak_rss_bytes": peak_rss,
         "bandwidth_bytes_per_second": bandwidth,
         "int8_multiply_adds_per_second": int8_peak,
-        "decode_bound_fraction": (weight_bytes + kv_bytes) / bandwidth / decode_seconds,
-        "prefill_bound_fraction": operations / int8_peak / prefill_seconds,
+        "decode_bound_fraction": of_bandwidth,
+        "prefill_bound_fraction": of_peak,
         "cpu": cpu_name(),
         "activations": activations,
         "prefill_tokens": prefill,
@@ -95,34 +110,38 @@ def bench(
 
 def measure_prefill(model: LanguageModel, tokens: int, repeats: int) -> float:
     """Median seconds from `tokens` prompt tokens to the logits of the last one, after a warm-up."""
-    ids = _random_tokens(model, tokens)
     cache = new_cache(model.decoder, tokens)
-    seconds = []
-    for _ in range(repeats + 1):
-        cache.truncate(0)
-        started = time.perf_counter()
-        for at in range(0, tokens, PREFILL_CHUNK):
-            piece = ids[at : at + PREFILL_CHUNK]
-            model.decoder.logits(piece, [cache], [len(piece)])
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return statistics.median([prefill_once(model, tokens, cache) for _ in range(repeats + 1)][1:])
+
+
+def prefill_once(model: LanguageModel, tokens: int, cache: Any) -> float:
+    """Seconds of reading `tokens` random tokens into the emptied cache."""
+    ids = _random_tokens(model, tokens)
+    cache.truncate(0)
+    started = time.perf_counter()
+    for at in range(0, tokens, PREFILL_CHUNK):
+        piece = ids[at : at + PREFILL_CHUNK]
+        model.decoder.logits(piece, [cache], [len(piece)])
+    return time.perf_counter() - started
 
 
 def measure_decode(model: LanguageModel, tokens: int, repeats: int) -> float:
     """Median over `repeats` of the mean seconds of one greedy step, from an almost empty cache."""
     cache = new_cache(model.decoder, tokens + WARM_UP_STEPS + 1)
-    first = _random_tokens(model, 1)
-    seconds = []
-    for _ in range(repeats):
-        cache.truncate(0)
-        samplers = [new_sampler(SamplingParameters())]
-        ids = first
-        for step in range(WARM_UP_STEPS + tokens):
-            if step == WARM_UP_STEPS:
-                started = time.perf_counter()
-            ids, _ = model.decoder.sample(ids, [cache], [1], samplers)
-        seconds.append((time.perf_counter() - started) / tokens)
-    return statistics.median(seconds)
+    return statistics.median([decode_once(model, tokens, cache) for _ in range(repeats)])
+
+
+def decode_once(model: LanguageModel, tokens: int, cache: Any) -> float:
+    """Mean seconds of one of `tokens` greedy steps, after WARM_UP_STEPS others from an emptied cache."""
+    cache.truncate(0)
+    samplers = [new_sampler(SamplingParameters())]
+    ids = _random_tokens(model, 1)
+    started = time.perf_counter()
+    for step in range(WARM_UP_STEPS + tokens):
+        if step == WARM_UP_STEPS:
+            started = time.perf_counter()
+        ids, _ = model.decoder.sample(ids, [cache], [1], samplers)
+    return (time.perf_counter() - started) / tokens
 
 
 def first_token_seconds(

@@ -1,0 +1,74 @@
+"""The parts about single products: every width, the curve over the batch, lossless weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import process
+import targets
+from context import Bench
+from targets import Row, at_least, row
+
+
+def kernels_section(bench: Bench) -> tuple[list[Row], Any]:
+    """Matrix-vector products against the bandwidth and 512 tokens against the int8 peak, at every width."""
+    names = list(targets.KERNEL_FORMATS.values())
+    found = measure(bench, names, (1, 512))
+    widths = {name: width for width, name in targets.KERNEL_FORMATS.items()}
+    vector = {widths[e["format"]]: e["bandwidth_fraction"] for e in found["kernels"] if e["batch"] == 1}
+    matrix = {widths[e["format"]]: e["peak_fraction"] for e in found["kernels"] if e["batch"] == 512}
+    threads, shape = bench.threads[0], targets.KERNEL_SHAPE
+    title = f"matrix-vector {shape} beyond L3, {threads} threads,"
+    wide = {w: vector[w] for w in targets.WIDE if w in vector}
+    narrow = {w: vector[w] for w in targets.NARROW if w in vector}
+    rows = [
+        targets.fraction(f"{title} 2 to 8 bits, of the bandwidth", wide, targets.GEMV_FRACTION),
+        targets.fraction(f"{title} 1 and 1.6 bits, of the bandwidth", narrow, targets.GEMV_NARROW_FRACTION),
+        targets.fraction(
+            f"matrix-matrix {shape}x512, {threads} threads, 2 to 8 bits, of the int8 peak",
+            {w: matrix[w] for w in targets.WIDE if w in matrix},
+            targets.GEMM_FRACTION,
+        ),
+    ]
+    return rows, found
+
+
+def curve_section(bench: Bench) -> tuple[list[Row], Any]:
+    """Tokens per second of one product over 1 to 512 tokens: no batch may be slower than a smaller one."""
+    found = measure(bench, list(targets.CURVE_FORMATS), targets.CURVE_BATCHES)
+    falls = {name: worst_fall(found["kernels"], name) for name in targets.CURVE_FORMATS}
+    lowest = min(falls, key=lambda name: falls[name][0])
+    value, batch = falls[lowest]
+    note = f"worst: {lowest} at {batch} tokens" if value < 1 else "never falls"
+    title = f"{targets.KERNEL_SHAPE}, tokens/s at 1 to 512 tokens, of the best smaller batch"
+    return [at_least(title, 100 * value, "%", 100 * targets.CURVE_FRACTION, note)], found
+
+
+def worst_fall(kernels: list[dict[str, Any]], name: str) -> tuple[float, int]:
+    """Least ratio of a batch's tokens per second to the best of any smaller batch, and that batch."""
+    best, worst = 0.0, (float("inf"), 0)
+    for entry in sorted((e for e in kernels if e["format"] == name), key=lambda e: e["batch"]):
+        rate = entry["tokens_per_second"]
+        if best:
+            worst = min(worst, (rate / best, entry["batch"]))
+        best = max(best, rate)
+    return worst
+
+
+def measure(bench: Bench, formats: list[str], batches: tuple[int, ...]) -> dict[str, Any]:
+    """`lowbit bench kernels` in a process of its own."""
+    options = ["--formats", ",".join(formats), "--shapes", targets.KERNEL_SHAPE]
+    options += ["--batch", ",".join(map(str, batches)), "--threads", str(bench.threads[0])]
+    found = process.lowbit_json("bench", "kernels", *options)
+    for entry in found["kernels"]:
+        bench.say(
+            f"  {entry['format']} at {entry['batch']}: {entry['bytes_per_second'] / 1e9:.1f} GB/s, "
+            f"{entry['multiply_adds_per_second'] / 1e9:.0f} G multiply-adds/s ({entry['kernel']}), "
+            f"{entry['bound_fraction']:.0%} of the bound"
+        )
+    return found
+
+
+def lossless_section(bench: Bench) -> tuple[list[Row], Any]:
+    """bf16 weights compressed without loss: bits, equality of every bit, and speed beside plain bf16."""
+    return [row("DFloat11", None, "", "", None, "no such format in this tree")], None
