@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import process
@@ -71,4 +72,47 @@ def measure(bench: Bench, formats: list[str], batches: tuple[int, ...]) -> dict[
 
 def lossless_section(bench: Bench) -> tuple[list[Row], Any]:
     """bf16 weights compressed without loss: bits, equality of every bit, and speed beside plain bf16."""
-    return [row("DFloat11", None, "", "", None, "no such format in this tree")], None
+    found = measure(bench, [targets.PLAIN, targets.LOSSLESS], (1,))
+    seconds = {entry["format"]: entry["seconds"] for entry in found["kernels"]}
+    data: dict[str, Any] = {"products": found}
+    rows = []
+    if targets.STORIES.exists():
+        data["stories15M"] = told = lossless_model(bench.cache / "models")
+        bits, same = told["bits_per_weight"], told["equal_matrices"] == told["matrices"]
+        target = f"<= {targets.LOSSLESS_BITS}"
+        measure_bits = "DFloat11, bits per weight of stories15M cast to bf16"
+        rows.append(row(measure_bits, bits, "bits", target, bits <= targets.LOSSLESS_BITS))
+        note = f"{told['equal_matrices']} of {told['matrices']} matrices equal"
+        title = "DFloat11, weights of stories15M that come back equal to the bit"
+        rows.append(row(title, 100.0 * told["equal_weights"], "%", "all", same, note))
+    else:
+        rows.append(row("DFloat11 on stories15M", None, "", "", None, "the model is not on this machine"))
+    ratio = seconds[targets.PLAIN] / seconds[targets.LOSSLESS]
+    title = f"DFloat11, matrix-vector {targets.KERNEL_SHAPE} beyond L3, against plain bf16"
+    rows.append(at_least(title, ratio, "x", targets.LOSSLESS_SPEED))
+    return rows, data
+
+
+def lossless_model(folder: Path) -> dict[str, Any]:
+    """Cast stories15M to bf16, compress that without loss, and compare all weights bit by bit."""
+    plain, coded = folder / "stories15M.bf16", folder / "stories15M.lossless"
+    process.lowbit_json("quantize", targets.STORIES, targets.PLAIN, "--output", plain, "--force")
+    told = process.lowbit_json("quantize", plain, targets.LOSSLESS, "--output", coded, "--force")
+    return {"bits_per_weight": told["bits_per_weight"], **equal_weights(plain, coded)}
+
+
+def equal_weights(first: Path, second: Path) -> dict[str, Any]:
+    """How many matrices, and which share of all weights, are the same bits in two lowbit directories."""
+    import numpy as np
+
+    import lowbit
+
+    a, b = (lowbit.load(str(path)).model.weights for path in (first, second))
+    if set(a) != set(b):
+        raise process.CommandError(f"{second.name}: not the matrices of {first.name}")
+    same = total = equal = 0
+    for name, matrix in a.items():
+        bits = [m.dequantize().view(np.uint32) for m in (matrix, b[name])]
+        matches = int(np.count_nonzero(bits[0] == bits[1]))
+        same, total, equal = same + matches, total + bits[0].size, equal + (matches == bits[0].size)
+    return {"matrices": len(a), "equal_matrices": equal, "equal_weights": same / total}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 # The 4-bit scheme that stands against llama.cpp's Q4_0 and the options of `lowbit quantize` and of the
@@ -63,7 +64,9 @@ CURVE_FORMATS = ("int8-g64", "int4-g64", "int2-g64", "ternary")
 CURVE_BATCHES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 CURVE_FRACTION = 0.97  # of the best smaller batch: what remains is noise
 
+PLAIN, LOSSLESS = "bf16", "df11"
 LOSSLESS_BITS, LOSSLESS_SPEED = 11.2, 0.8
+STORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "weights" / "stories15M"
 
 FIRST_TOKEN_SECONDS = 0.5
 MEMORY_OVERHEAD_BYTES = 60_000_000

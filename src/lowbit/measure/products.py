@@ -37,13 +37,11 @@ def random_matrix(fmt: Format, out_features: int, in_features: int) -> PackedMat
     is quantized whole.
     """
     rows = min(PATTERN_ROWS, out_features)
-    rng = np.random.default_rng(0)
-    pattern = quantize_array(rng.standard_normal((rows, in_features), dtype=np.float32), fmt, search="minmax")
+    pattern = quantize_array(_weights(fmt, rows, in_features), fmt, search="minmax")
     if rows == out_features:
         return pattern
     if not all(type(term) in (CodeTerm, FloatTerm) for term in pattern.terms):
-        weight = rng.standard_normal((out_features, in_features), dtype=np.float32)
-        return quantize_array(weight, fmt, search="minmax")
+        return quantize_array(_weights(fmt, out_features, in_features), fmt, search="minmax")
     meta, arrays = pattern.state()
     # The first axis of every packed array is blocks of 32 rows; tables of levels belong to no row.
     blocks = -(-out_features // BLOCK_ROWS)
@@ -52,6 +50,12 @@ def random_matrix(fmt: Format, out_features: int, in_features: int) -> PackedMat
         for key, a in arrays.items()
     }
     return PackedMatrix.from_state({**meta, "shape": [out_features, in_features]}, repeated)
+
+
+def _weights(fmt: Format, out_features: int, in_features: int) -> np.ndarray:
+    """Normal weights, float32; what a lossless format is for is of type bfloat16."""
+    weight = np.random.default_rng(0).standard_normal((out_features, in_features), dtype=np.float32)
+    return (weight.view(np.uint32) & 0xFFFF0000).view(np.float32) if fmt.float_type else weight
 
 
 def cold_bytes() -> int:
