@@ -57,24 +57,26 @@ def peer_or_reason(name: str, make: Callable[[], Any], missing: dict[str, str]) 
 
 
 def prepare(options: argparse.Namespace) -> context.Bench:
-    """Everything that the parts need; peers are built or installed on first use."""
+    """Everything that the chosen parts need; other programs are built or installed on first use."""
     cache, missing = ROOT / ".cache", dict[str, str]()
-    names = ("llama.cpp", "llama.cpp for AVX2", targets.OPENVINO)
-    peers: list[Any] = [None, None, None]
-    if options.no_peers:
-        missing |= dict.fromkeys(names, "switched off by --no-peers")
-    else:
-        makers: list[Callable[[], Any]] = [
-            lambda: llama_cpp.build(cache, say=say),
-            lambda: llama_cpp.build(cache, say=say, variant="avx2"),
-            lambda: openvino_peer.build(cache, say=say),
-        ]
-        peers = [peer_or_reason(name, make, missing) for name, make in zip(names, makers)]
+    makers: dict[str, Callable[[], Any]] = {
+        sections.LLAMA: lambda: llama_cpp.build(cache, say=say),
+        sections.LLAMA_AVX2: lambda: llama_cpp.build(cache, say=say, variant="avx2"),
+        sections.OPENVINO: lambda: openvino_peer.build(cache, say=say),
+    }
+    chosen = options.only or list(sections.SECTIONS)
+    wanted = {name for part in chosen for name in sections.NEEDS.get(part, ())}
+    peers: dict[str, Any] = dict.fromkeys(makers)
+    for name, make in makers.items():
+        if options.no_peers:
+            missing[name] = "switched off by --no-peers"
+        elif name in wanted:
+            peers[name] = peer_or_reason(name, make, missing)
     return context.Bench(
         cache=cache,
-        peer=peers[0],
-        avx2=peers[1],
-        openvino=peers[2],
+        peer=peers[sections.LLAMA],
+        avx2=peers[sections.LLAMA_AVX2],
+        openvino=peers[sections.OPENVINO],
         missing=missing,
         threads=tuple(int(n) for n in options.threads.split(",")),
         rounds=options.rounds or (2 if options.quick else 5),

@@ -9,7 +9,7 @@ import part_kernels
 import part_model
 import part_speed
 from context import Bench
-from targets import LARGE, SMALL, Row
+from targets import LARGE, OPENVINO, SMALL, Row
 
 Section = Callable[[Bench], tuple[list[Row], Any]]
 SECTIONS: Mapping[str, Section] = {
@@ -25,6 +25,14 @@ SECTIONS: Mapping[str, Section] = {
     "start": part_model.start_section,
     "memory": part_model.memory_section,
     "quantize": part_model.quantize_section,
+}
+LLAMA, LLAMA_AVX2 = "llama.cpp", "llama.cpp for AVX2"
+# The other programs that a part runs.
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "quality": (LLAMA, OPENVINO),
+    SMALL: (LLAMA, OPENVINO),
+    LARGE: (LLAMA, OPENVINO),
+    "avx2": (LLAMA, LLAMA_AVX2),
 }
 HEADINGS = {
     "accuracy": "Right results",

@@ -303,6 +303,8 @@ def test_options():
     bench = run.prepare(options)
     assert bench.peer is bench.avx2 is bench.openvino is None
     assert set(bench.missing.values()) == {"switched off by --no-peers"} and bench.rounds == 2
+    bench = run.prepare(run.parse(["--only", "start"]))  # a part that needs no other program
+    assert bench.peer is bench.avx2 is bench.openvino is None and not bench.missing
     assert run.peer_or_reason("it", lambda: llama_cpp.run(["false"]), bench.missing) is None
     assert "exit status 1" in bench.missing["it"]
     assert run.parse(["--render"]).render == ""
