@@ -4,7 +4,9 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -45,22 +47,22 @@ static void bound_unpack_codes(PackedIn packed, ByteMatrix codes, int bits) {
   unpack_codes(packed.data(), codes.shape(0), codes.shape(1), bits, codes.data());
 }
 
-template <typename Array>
-static void check_base3(const char* what, size_t rows, size_t columns, const Array& packed) {
-  if (packed.shape(0) != round_up(rows, kBlockRows) / kBlockRows ||
-      packed.shape(1) != (columns + kBase3Inputs - 1) / kBase3Inputs || packed.shape(2) != 2 ||
-      packed.shape(3) != 64)
+static void check_base3(const char* what, size_t rows, size_t columns, const size_t shape[4]) {
+  if (shape[0] != round_up(rows, kBlockRows) / kBlockRows ||
+      shape[1] != (columns + kBase3Inputs - 1) / kBase3Inputs || shape[2] != 2 || shape[3] != 64)
     throw std::invalid_argument(std::string(what) + ": packed must be [blocks, vectors, 2, 64]");
 }
 
 static void bound_pack_base3(ByteMatrixIn codes, Packed packed) {
-  check_base3("pack_base3", codes.shape(0), codes.shape(1), packed);
+  const size_t shape[4] = {packed.shape(0), packed.shape(1), packed.shape(2), packed.shape(3)};
+  check_base3("pack_base3", codes.shape(0), codes.shape(1), shape);
   nb::gil_scoped_release release;
   pack_base3(codes.data(), codes.shape(0), codes.shape(1), packed.data());
 }
 
 static void bound_unpack_base3(PackedIn packed, ByteMatrix codes) {
-  check_base3("unpack_base3", codes.shape(0), codes.shape(1), packed);
+  const size_t shape[4] = {packed.shape(0), packed.shape(1), packed.shape(2), packed.shape(3)};
+  check_base3("unpack_base3", codes.shape(0), codes.shape(1), shape);
   nb::gil_scoped_release release;
   unpack_base3(packed.data(), codes.shape(0), codes.shape(1), codes.data());
 }
@@ -104,22 +106,36 @@ enum Parameter {
 
 static std::pair<double, double> bound_round_to_nearest(
     Floats weights, Packed codes, AnyArray scales, std::optional<Bytes3> zero_points,
-    std::optional<Bytes3> selectors, std::optional<Bytes3> multipliers, int bits, size_t group_size,
-    size_t together, const std::string& scale_type, float divisor, Floats levels, Floats boundaries,
-    ByteMatrixIn level_codes, Floats parameters, bool linear, bool both_signs, bool mean_start, bool mse,
-    bool base3) {
+    std::optional<Bytes3> selectors, std::optional<Bytes3> multipliers, std::vector<float> digits, int bits,
+    size_t group_size, size_t together, const std::string& scale_type, float divisor, Floats levels,
+    Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear, bool both_signs,
+    bool mean_start, bool mse, bool base3) {
   RtnJob job = {};
   job.weights = weights.data();
   job.rows = weights.shape(0);
   job.columns = weights.shape(1);
   require(job.rows > 0 && job.columns > 0, "weights must not be empty");
-  const size_t shape[4] = {codes.shape(0), codes.shape(1), codes.shape(2), codes.shape(3)};
+  job.planes = std::max<size_t>(digits.size(), 1);
+  job.digits = digits.data();
+  require(codes.shape(0) % job.planes == 0, "codes must be those of each plane, one after the other");
+  const size_t blocks = codes.shape(0) / job.planes;
+  const size_t shape[4] = {blocks, codes.shape(1), codes.shape(2), codes.shape(3)};
   job.base3 = base3;
   if (base3) {
     require(bits == 2 && levels.shape(0) == 1 && levels.shape(1) == 3, "base-3 codes have three levels");
-    check_base3("round_to_nearest", job.rows, job.columns, codes);
+    check_base3("round_to_nearest", job.rows, job.columns, shape);
   } else {
     check_packed("round_to_nearest", job.rows, job.columns, bits, shape);
+  }
+  job.plane_codes = codes.size() / job.planes;
+  if (job.planes > 1) {
+    size_t combinations = 1;
+    for (size_t p = 0; p < job.planes && combinations <= kMaxCombinations; ++p)
+      combinations *= levels.shape(1);
+    require(levels.shape(0) == 1 && levels.shape(1) == static_cast<size_t>(bits) + 1 && bits <= 2 &&
+                combinations <= kMaxCombinations,
+            "several planes have levels -1, 1 or -1, 0, 1 and up to 256 combinations");
+    require(!zero_points && !selectors && !multipliers, "several planes have scales only");
   }
   require(group_size == 0 || (group_size % 4 == 0 && job.columns % group_size == 0),
           "group_size must divide the columns and be a multiple of 4, or be 0");
@@ -135,8 +151,8 @@ static std::pair<double, double> bound_round_to_nearest(
   job.affine = zero_points.has_value();
   job.mean_start = mean_start;
 
-  const size_t blocks = codes.shape(0), per_matrix = blocks * job.groups * kBlockRows;
-  require(scales.nbytes() == per_matrix / together * number_bytes(job.scale_type),
+  const size_t per_matrix = blocks * job.groups * kBlockRows;
+  require(scales.nbytes() == per_matrix / together * job.planes * number_bytes(job.scale_type),
           "scales must be [blocks, groups / together, 32]");
   require(multipliers.has_value() || together == 1, "groups share a scale only with multipliers");
   if (multipliers) {
@@ -196,7 +212,7 @@ void bind_quantize(nb::module_& m) {
         "Largest magnitude of float32 [rows, columns]; infinite or NaN if one of them is.");
   m.def("round_to_nearest", &bound_round_to_nearest, nb::arg("weights"), nb::arg("codes"), nb::arg("scales"),
         nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("multipliers").none(),
-        nb::arg("bits"), nb::arg("group_size"), nb::arg("together"), nb::arg("scale_type"),
+        nb::arg("digits"), nb::arg("bits"), nb::arg("group_size"), nb::arg("together"), nb::arg("scale_type"),
         nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"), nb::arg("level_codes"),
         nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"), nb::arg("mean_start"),
         nb::arg("mse"), nb::arg("base3"),

@@ -55,8 +55,8 @@ constexpr size_t kScanChunk = 1 << 16;
 
 size_t rtn_scratch_bytes(const RtnJob& job) {
   const size_t padded = round_up(job.columns, job.base3 ? kBase3Inputs : kChunk);
-  const size_t floats = (2 * job.group_size + kGroupVectors) * kTileRows * job.together;
-  return floats * sizeof(float) + kTileRows * padded;
+  const size_t floats = 2 * kTileRows * job.group_size * job.together + rtn_group_floats(job);
+  return floats * sizeof(float) + kTileRows * padded * job.planes;
 }
 
 RtnSums round_to_nearest(RtnJob& job) {

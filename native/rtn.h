@@ -13,7 +13,8 @@ namespace lowbit {
 constexpr size_t kChainLevels = 16;  // up to here all boundaries are compared, above a table is used
 constexpr int kLookupShift = 19;     // a lookup by sign, exponent and 4 bits of mantissa
 constexpr size_t kLookupSize = 1u << 13;
-constexpr size_t kGroupVectors = 7;  // of 16 floats for each group that shares a scale with others
+constexpr size_t kMaxCombinations = 256;  // of the levels of all planes
+constexpr size_t kGroupVectors = 7;       // of 16 floats for each group that shares a scale with others
 
 // The levels of one table; see Grid in quantize/grid.py.
 struct LevelTable {
@@ -40,6 +41,9 @@ struct RtnJob {
   int bits;
   bool base3;                      // five ternary codes to a byte; bits is 2
   Number scale_type;               // fp16, fp32, e8m0, e4m3
+  size_t planes;                   // terms of one level table, fitted together; 1: round to nearest
+  size_t plane_codes;              // bytes of codes of one plane, which follow one another, as scales do
+  const float* digits;             // [planes] scales to start from, over the largest magnitude; planes > 1
   bool mse;                        // least squares; false: the min-max scale
   bool affine;                     // asymmetric integers; tables[0] has lower_normal, lower_cover and count
   bool mean_start;                 // the min-max scale is the mean magnitude
@@ -66,6 +70,11 @@ uint32_t largest_magnitude_bits(const float* x, size_t n);
 
 // Bytes of scratch that one tile needs, and the kernel of one tile of 16 rows (isa/rtn.cc).
 size_t rtn_scratch_bytes(const RtnJob& job);
+// Floats of it that describe the groups which share a scale, or the planes of one group.
+inline size_t rtn_group_floats(const RtnJob& job) {
+  if (job.planes > 1) return kTileRows * (3 * job.group_size + kMaxCombinations);
+  return kTileRows * kGroupVectors * job.together;
+}
 using RtnTile = void (*)(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch);
 
 }  // namespace lowbit

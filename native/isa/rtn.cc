@@ -4,9 +4,10 @@
 
 #include <cstring>
 
+#include "isa/rtn_fit.h"
 #include "isa/rtn_m4.h"
 #include "isa/rtn_search.h"
-#include "layout.h"
+#include "isa/rtn_write.h"
 
 namespace lowbit::LOWBIT_ISA {
 
@@ -101,86 +102,6 @@ Best search(const RtnJob& job, const LevelTable& t, const Group& g) {
   return best;
 }
 
-// words[n / 4 rounded up][16]: the codes of four inputs in the four bytes of each lane. Returns the plain
-// squared error. Lanes whose group chose another table contribute zero to both.
-template <typename Levels>
-F32 write_codes(const Group& g, F32 unit, const Levels& levels, F32 selector, F32 number, int32_t* words) {
-  const F32 inv = inverse(unit), other = abs(sub(selector, number));
-  F32 error = zero_f32();
-  for (size_t i = 0; i < g.n; i += 4) {
-    const size_t live = g.n - i < 4 ? g.n - i : 4;
-    I32 word = zero_i32();
-    for (size_t j = live; j-- > 0;) {
-      const F32 v = load(g.w + 16 * (i + j)), x = mul(v, inv), rest = sub(v, mul(unit, levels.value(x)));
-      error = add(error, mul(rest, rest));
-      word = add(shift_left<8>(word), to_i32(select_gt(set1(0.5f), other, levels.code(x), zero_f32())));
-    }
-    store_i32(words + 4 * i, add(load_i32(words + 4 * i), word));
-  }
-  return select_gt(set1(0.5f), other, error, zero_f32());
-}
-
-void store_scales(const RtnJob& job, F32 scale, size_t index, size_t live) {
-  if (job.scale_type == Number::fp32) {
-    store_n(static_cast<float*>(job.scales) + index, scale, live);
-  } else if (job.scale_type == Number::fp16) {
-    uint16_t half[16];
-    store_fp16(half, scale);
-    std::memcpy(static_cast<uint16_t*>(job.scales) + index, half, 2 * live);
-  } else {
-    float lanes[16];
-    store(lanes, scale);
-    for (size_t i = 0; i < live; ++i)
-      static_cast<uint8_t*>(job.scales)[index + i] =
-          job.scale_type == Number::e8m0 ? to_e8m0(lanes[i]) : to_e4m3(lanes[i]);
-  }
-}
-
-void store_bytes(F32 v, uint8_t* out, size_t live) {
-  float lanes[16];
-  store(lanes, v);
-  for (size_t i = 0; i < live; ++i) out[i] = static_cast<uint8_t>(lanes[i]);
-}
-
-// Packs the codes of a tile, one to a byte in steps[padded / 4][64], after giving padding its code.
-void pack(const RtnJob& job, size_t block, size_t tile, size_t live, size_t padded, uint8_t* steps) {
-  const int padding = job.base3 ? kBase3Padding : 0;
-  if (live < kTileRows)
-    for (size_t i = 0; i < padded / 4; ++i)
-      std::memset(steps + 64 * i + 4 * live, padding, 4 * (kTileRows - live));
-  for (size_t i = job.columns; i < padded && padding; ++i)
-    for (size_t row = 0; row < live; ++row) steps[i / 4 * 64 + 4 * row + i % 4] = kBase3Padding;
-  if (job.base3) {
-    const size_t vectors = padded / kBase3Inputs;
-    for (size_t v = 0; v < vectors; ++v)
-      pack_base3_vector(steps + v * kBase3Steps * 64, job.codes + ((block * vectors + v) * 2 + tile) * 64);
-    return;
-  }
-  const size_t chunks = padded / kChunk, tile_bytes = 64 * static_cast<size_t>(job.bits);
-  for (size_t chunk = 0; chunk < chunks; ++chunk)
-    pack_tile(steps + chunk * 8 * 64, job.bits,
-              job.codes + ((block * chunks + chunk) * 2 + tile) * tile_bytes);
-}
-
-// Where the results of one group go.
-struct Target {
-  size_t block, tile, live;  // live rows of the tile
-  int32_t* words;            // [n / 4 rounded up][16], see write_codes
-  double* error;             // sums over live rows
-  double* square;
-};
-
-// Adds up the squared errors `plain` of a group, and the squares of its weights.
-void add_sums(const Group& g, F32 plain, const Target& out) {
-  float errors[16], rms[16];
-  store(errors, plain);
-  store(rms, g.rms);
-  for (size_t row = 0; row < out.live; ++row) {
-    *out.error += errors[row];
-    *out.square += static_cast<double>(rms[row]) * rms[row] * static_cast<double>(g.n);
-  }
-}
-
 // A group with a scale of its own.
 void quantize_group(const RtnJob& job, const Group& g, size_t group, const Target& out) {
   Best best = search(job, job.tables[0], g);
@@ -247,8 +168,9 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
   float* w = reinterpret_cast<float*>(scratch);
   float* importance = w + kTileRows * n;
   float* of_groups = importance + kTileRows * n;
-  uint8_t* steps = reinterpret_cast<uint8_t*>(of_groups + kGroupVectors * kTileRows * job.together);
-  std::memset(steps, 0, kTileRows * padded);
+  uint8_t* steps = reinterpret_cast<uint8_t*>(of_groups + rtn_group_floats(job));
+  const size_t plane_bytes = kTileRows * padded;
+  std::memset(steps, 0, plane_bytes * job.planes);
   if (live < kTileRows) std::memset(w, 0, kTileRows * sizeof(float) * n);
   double error = 0, square = 0;
   for (size_t number = 0; number < job.groups / job.together; ++number) {
@@ -258,15 +180,18 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
     if (job.divisor != 1.0f)
       for (size_t i = 0; i < n; ++i) store(w + 16 * i, div(load(w + 16 * i), set1(job.divisor)));
     int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * number * n;
-    const Target out = {block, tile, live, words, &error, &square};
+    const Target out = {block, tile, live, words, plane_bytes / sizeof(int32_t), &error, &square};
     if (job.multipliers) {
       const SuperGroup s(job, w, importance, of_groups);
       quantize_super_group(job, s, number, out);
+    } else if (job.planes > 1) {
+      fit_group(job, describe(w, importance, n, true), number, of_groups, out);
     } else {
       quantize_group(job, describe(w, importance, n, job.mse), number, out);
     }
   }
-  pack(job, block, tile, live, padded, steps);
+  for (size_t p = 0; p < job.planes; ++p)
+    pack(job, block, tile, live, padded, steps + p * plane_bytes, job.codes + p * job.plane_codes);
   job.errors[block] += error;
   job.squares[block] += square;
 }

@@ -11,9 +11,18 @@ from lowbit.quantize import quantize_array, round_to_nearest
 from lowbit.quantize.native import quantize_native
 from lowbit.quantize.round_to_nearest import quantize_reference, quantize_with_error
 
-TABLE_NAMES = [name for name, f in FORMATS.items() if f.float_type is None and f.terms == 1]
+TABLE_NAMES = [name for name, f in FORMATS.items() if f.float_type is None]
 MORE_NAMES = ["int4-row", "int8a-row", "int4-g32-e4m3", "int4a-g32-e8m0", "int3a-g64-e4m3", "int3-g96-fp32"]
 MORE_NAMES += ["int4-g48-m4", "shift3-g16-m4", "ternary-g16-m4", "int1-g32-m4", "bfp4-g64-m4", "int4-g128-m4"]
+MORE_NAMES += [
+    "bcq2-g16",
+    "bcq5-row",
+    "trit2-g16-fp32",
+    "trit3-g48",
+    "trit2-row",
+    "bcq8-g64",
+    "trit2-g64-e8m0",
+]
 MORE_NAMES += ["e4m3fn-row", "nf4-row", "int1a-g64", "bitmod3-g64-e8m0", "e5m2-g32-fp32"]
 CODEBOOKS = [
     Format.codebook([0.5, -3, 7, 1e-3, 0, 9], 32),
@@ -60,9 +69,10 @@ def test_native_equals_numpy_bit_for_bit(format, search, rng):
         numpy, numpy_error = quantize_reference(w, format, search, largest)
         assert native_error == pytest.approx(numpy_error, rel=1e-5)
         assert native_error == pytest.approx(relative_error(native, w), rel=1e-4, abs=1e-12)
-        for (name, a), (_, b) in zip(native.terms[0].arrays(), numpy.terms[0].arrays(), strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-        assert native.terms[0].tensor_scale == numpy.terms[0].tensor_scale
+        for term, other in zip(native.terms, numpy.terms, strict=True):
+            for (name, a), (_, b) in zip(term.arrays(), other.arrays(), strict=True):
+                np.testing.assert_array_equal(a, b, err_msg=name)
+            assert term.meta() == other.meta()
 
 
 @pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.float_type is None])
@@ -219,7 +229,7 @@ def test_every_instruction_set_gives_the_same_bits(isa, tmp_path, rng):
     w = awkward(rng)
     np.save(tmp_path / "w.npy", w)
     names = ["int4-g32", "int3a-g64", "nf4-g64", "e4m3fn-g64", "nvfp4", "mxfp4", "bitmod3-g64"]
-    names += ["int4-g16-m4", "int2b-g32-m4", "ternary"]
+    names += ["int4-g16-m4", "int2b-g32-m4", "ternary", "bcq3-g128", "trit2-g128"]
     script = (
         "import sys, numpy as np\n"
         "from lowbit.quantize import quantize_array\n"

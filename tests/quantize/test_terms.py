@@ -5,8 +5,9 @@ import pytest
 
 from lowbit.formats import Format, parse_format
 from lowbit.quantize import round_to_nearest
-from lowbit.quantize.binary_coded import assign, fit_planes, least_squares
+from lowbit.quantize.binary_coded import fit_planes
 from lowbit.quantize.round_to_nearest import quantize_with_error
+from lowbit.quantize.stacked import assign, least_squares
 
 
 def test_assign_is_the_best_of_all_combinations(rng):

@@ -30,6 +30,9 @@ MAX_TABLES = 4
 GROUP_MULTIPLE = 16  # the kernels keep sums of activations at this step
 BASE3_GROUP_MULTIPLE = 64  # groups of codes stored in base 3 are whole groups of activations
 
+# What formats of several terms are sums of: bits and tables.
+STACKED = ((1, (tables.BINARY,)), (2, (tables.TERNARY,)))
+
 # Published formats whose name fixes group and scale: name -> (element, group size, scale type).
 PUBLISHED = {
     "mxfp4": ("e2m1", 32, "e8m0"),
@@ -102,6 +105,11 @@ class Format:
         if self.zero_point and self.tables != (tables.unsigned_integers(self.bits),):
             raise FormatError(
                 f"{what}: with a zero-point the levels are 0 to {2**self.bits - 1}; use Format.integer"
+            )
+        if self.terms > 1 and (self.bits, self.tables) not in STACKED:
+            raise FormatError(
+                f"{what}: {self.terms} terms need the levels -1, 1 in 1 bit or -1, 0, 1 in 2 bits; use "
+                "Format.binary_coded or Format.trit_planes"
             )
         if self.scale_type == "m4":
             self._check_m4(what)

@@ -1,4 +1,4 @@
-"""The native quantizer, for formats of one term: the same codes and scales as the NumPy version, faster.
+"""The native quantizer: the same codes and scales as the NumPy version, many times faster.
 
 Source: native/rtn.h, native/isa/rtn.cc.
 """
@@ -8,9 +8,9 @@ import numpy as np
 from lowbit.formats import Format
 from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, base3_shape, codes_shape, group_count
 from lowbit.packed.base3 import PADDING_BYTE
-from lowbit.packed.layout import TILE_ROWS
+from lowbit.packed.layout import TILE_ROWS, block_count
 from lowbit.packed.terms import SCALE_DTYPES
-from lowbit.quantize import affine, multipliers
+from lowbit.quantize import affine, multipliers, trit_planes
 from lowbit.quantize.affine import normal_step
 from lowbit.quantize.grid import F32, Grid, make_grid
 from lowbit.quantize.scale import tensor_scale
@@ -20,6 +20,8 @@ try:
     from lowbit import _native
 except ImportError:
     _native = None
+
+MAX_COMBINATIONS = 256  # of the levels of all terms, as in native/rtn.h
 
 
 def largest_magnitude(weight: np.ndarray) -> float:
@@ -36,21 +38,26 @@ def quantize_native(
 
     weight: float32 [out_features, in_features], C order, finite; its group size fits
     largest: largest |weight|
-    Returns None for sums of several terms, for tables of unequal counts of distinct levels, and where the
-    native module is not built.
+    Returns None for tables of unequal counts of distinct levels, for sums of terms with more than
+    MAX_COMBINATIONS, and where the native module is not built.
     """
     grids = [make_grid(table) for table in format.tables]
-    if _native is None or format.terms > 1 or len({len(grid.levels) for grid in grids}) > 1:
+    if _native is None or len({len(grid.levels) for grid in grids}) > 1:
+        return None
+    if format.terms > 1 and len(format.tables[0]) ** format.terms > MAX_COMBINATIONS:
         return None
     out_features, in_features = weight.shape
     divisor = tensor_scale(largest, format.max_level, format.scale_type)
+    blocks, terms = block_count(out_features), format.terms  # terms follow one another
     if format.packing == "base3":  # filled for tiles without rows, which the native code leaves as they are
-        codes = np.full(base3_shape(out_features, in_features), PADDING_BYTE, np.uint8)
+        shape = base3_shape(out_features, in_features)
+        codes = np.full((terms * blocks, *shape[1:]), PADDING_BYTE, np.uint8)
     else:
-        codes = np.zeros(codes_shape(out_features, in_features, format.bits), np.uint8)
-    groups = (codes.shape[0], group_count(in_features, format.group_size), BLOCK_ROWS)
+        shape = codes_shape(out_features, in_features, format.bits)
+        codes = np.zeros((terms * blocks, *shape[1:]), np.uint8)
+    groups = (blocks, group_count(in_features, format.group_size), BLOCK_ROWS)
     together = groups[1] // group_count(in_features, format.scale_size(in_features))
-    scales = np.zeros((groups[0], groups[1] // together, BLOCK_ROWS), SCALE_DTYPES[format.scale_type])
+    scales = np.zeros((terms * blocks, groups[1] // together, BLOCK_ROWS), SCALE_DTYPES[format.scale_type])
     m4 = format.scale_type == "m4"
     factors = np.zeros((*groups[:2], TILE_ROWS), np.uint8) if m4 else None
     zero_points = np.zeros(groups, np.uint8) if format.zero_point else None
@@ -62,6 +69,7 @@ def quantize_native(
         zero_points,
         selectors,
         factors,
+        digits=[float(x) for x in trit_planes.digits(terms)] if terms > 1 else [],
         bits=format.bits,
         group_size=format.group_size,
         together=together,
@@ -77,21 +85,24 @@ def quantize_native(
         mse=search == "mse",
         base3=format.packing == "base3",
     )
-    term = CodeTerm(
-        bits=format.bits,
-        levels=np.array(format.tables, F32),
-        codes=codes,
-        scales=scales,
-        scale_type=format.scale_type,
-        group_size=format.group_size,
-        zero_points=zero_points,
-        selectors=selectors,
-        tensor_scale=divisor,
-        packing=format.packing,
-        multipliers=factors,
-        super_size=format.scale_size(in_features) if m4 else 0,
+    parts = tuple(
+        CodeTerm(
+            bits=format.bits,
+            levels=np.array(format.tables, F32),
+            codes=codes[first : first + blocks],
+            scales=scales[first : first + blocks],
+            scale_type=format.scale_type,
+            group_size=format.group_size,
+            zero_points=zero_points,
+            selectors=selectors,
+            tensor_scale=divisor,
+            packing=format.packing,
+            multipliers=factors,
+            super_size=format.scale_size(in_features) if m4 else 0,
+        )
+        for first in range(0, terms * blocks, blocks)
     )
-    matrix = PackedMatrix(out_features, in_features, (term,), format.name)
+    matrix = PackedMatrix(out_features, in_features, parts, format.name)
     return matrix, error / squared if squared else 0.0
 
 
