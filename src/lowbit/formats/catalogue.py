@@ -8,8 +8,8 @@ from __future__ import annotations
 from lowbit.formats.format import Format
 
 
-def _m4(bits: int, group_size: int, mode: str = "symmetric") -> Format:
-    return Format.integer(bits, group_size, mode, "m4")
+def _m4(bits: int, group_size: int) -> Format:
+    return Format.integer(bits, group_size, scale_type="m4")
 
 
 _CATALOGUE: dict[str, tuple[Format, str]] = {
@@ -35,7 +35,6 @@ _CATALOGUE: dict[str, tuple[Format, str]] = {
     "int4a-g64": (Format.integer(4, mode="asymmetric"), "integers 0 to 15 with a zero-point per group"),
     "int8a-g64": (Format.integer(8, mode="asymmetric"), "integers 0 to 255 with a zero-point per group"),
     "int2b-g64": (Format.integer(2, mode="bipolar"), "odd integers -3, -1, 1, 3"),
-    "int2b-g16-m4": (_m4(2, 16, "bipolar"), "-3, -1, 1, 3; 16 inputs share a 4-bit multiplier, 256 a scale"),
     "int3b-g64": (Format.integer(3, mode="bipolar"), "odd integers -7 to 7"),
     "int4b-g64": (Format.integer(4, mode="bipolar"), "odd integers -15 to 15"),
     "ternary": (
