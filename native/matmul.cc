@@ -32,39 +32,81 @@ void store_block(const Product& p, size_t block, size_t first, size_t count, con
     std::memcpy(out + c * p.stride, acc + c * kBlockRows, rows * sizeof(float));
 }
 
-// Tokens whose sums are written out together. Few, so that the stores, which miss the caches where rows of
-// `out` lie a multiple of 4 KiB apart, are spread over the computation instead of coming in bursts.
+// Tokens that meet one block after another while their activations are near.
 constexpr size_t kTokens = 24;
 
 bool one_token(const CodeTerm& t, const Activations& a) {
   return a.tokens == 1 && t.group_size % kChunk == 0 && !t.base3 && !t.multipliers;
 }
 
-void block_product(const Product& p, size_t block, const Activations& a, MatmulScratch& scratch) {
+size_t panel_bytes(const Matrix& m, size_t padded) {
+  size_t bytes = 0;
+  for (const CodeTerm& t : m.codes) bytes += lay_out_panel(t, padded, nullptr, nullptr);
+  return bytes;
+}
+
+// Blocks unpacked together, so that the activations of kTokens tokens are read once for all of them: their
+// panels, the packed weights of as many that follow and those activations share the second-level cache of a
+// core.
+constexpr size_t kCacheShare = 576 * 1024, kMostBlocks = 16;
+
+size_t blocks_together(const Matrix& m, const Activations& a) {
+  if (a.tokens <= 2 * kTokens || m.codes.empty()) return 1;
+  size_t bytes = panel_bytes(m, a.padded);
+  for (const CodeTerm& t : m.codes) bytes += code_block_bytes(t, m.chunks());
+  return std::clamp<size_t>(kCacheShare / bytes, 1, kMostBlocks);
+}
+
+// Asks for part `part` of `parts` of the packed weights of blocks [block, block + n) while others are
+// multiplied.
+void prefetch_codes(const Matrix& m, size_t block, size_t n, size_t part, size_t parts) {
+  for (const CodeTerm& t : m.codes) {
+    const size_t bytes = code_block_bytes(t, m.chunks());
+    const uint8_t* const codes = t.codes + block * bytes;
+    for (size_t at = n * bytes * part / parts / kAlign * kAlign; at < n * bytes * (part + 1) / parts;
+         at += kAlign)
+      __builtin_prefetch(codes + at, 0, 2);
+  }
+}
+
+// Blocks [block, block + n) of a product; `stop` is the end of this member's share.
+void block_products(const Product& p, size_t block, size_t n, size_t stop, const Activations& a,
+                    MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  size_t bytes = kTokens * kBlockRows * sizeof(float);
-  for (const CodeTerm& t : m.codes) bytes += lay_out_panel(t, a.padded, nullptr, nullptr);
-  float* const acc = reinterpret_cast<float*>(scratch.get(bytes));
-  uint8_t* const panels = reinterpret_cast<uint8_t*>(acc + kTokens * kBlockRows);
-  uint8_t* panel = panels;
-  for (const CodeTerm& t : m.codes) {
-    if (!one_token(t, a)) kernels.unpack(t, block, m.chunks(), panel);
-    panel += lay_out_panel(t, a.padded, nullptr, nullptr);
-  }
-  for (size_t first = 0; first < a.tokens; first += kTokens) {
-    const size_t count = std::min(kTokens, a.tokens - first);
-    std::memset(acc, 0, count * kBlockRows * sizeof(float));
-    panel = panels;
+  const size_t each = panel_bytes(m, a.padded), acc_bytes = kTokens * kBlockRows * sizeof(float);
+  uint8_t* const memory = scratch.get(acc_bytes + n * each);
+  float* const acc = reinterpret_cast<float*>(memory);
+  uint8_t* panel = memory + acc_bytes;
+  for (size_t b = 0; b < n; ++b)
     for (const CodeTerm& t : m.codes) {
-      if (one_token(t, a))
-        kernels.gemv(t, block, a, 0, acc);
-      else
-        kernels.gemm(t, panel, a, first, count, acc);
+      if (!one_token(t, a)) kernels.unpack(t, block + b, m.chunks(), panel);
       panel += lay_out_panel(t, a.padded, nullptr, nullptr);
     }
-    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, a, first, count, acc);
-    store_block(p, block, first, count, acc);
+  const size_t following = std::min(n, stop - block - n), parts = (a.tokens + kTokens - 1) / kTokens * n;
+  size_t part = 0;
+  for (size_t first = 0; first < a.tokens; first += kTokens) {
+    const size_t count = std::min(kTokens, a.tokens - first);
+    panel = memory + acc_bytes;
+    for (size_t b = 0; b < n; ++b) {
+      // Whole blocks of codes go straight to the output, all others through a buffer.
+      const bool direct = a.tokens > 1 && m.floats.empty() && (block + b + 1) * kBlockRows <= m.out_features;
+      float* const out = direct ? p.out + first * p.stride + (block + b) * kBlockRows : acc;
+      const size_t stride = direct ? p.stride : kBlockRows;
+      if (!direct) std::memset(acc, 0, count * kBlockRows * sizeof(float));
+      bool fresh = direct;
+      for (const CodeTerm& t : m.codes) {
+        if (one_token(t, a))
+          kernels.gemv(t, block + b, a, 0, acc);
+        else
+          kernels.gemm(t, panel, a, first, count, out, stride, fresh);
+        fresh = false;
+        panel += lay_out_panel(t, a.padded, nullptr, nullptr);
+      }
+      for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, first, count, acc);
+      if (!direct) store_block(p, block + b, first, count, acc);
+      if (a.tokens > kTokens) prefetch_codes(m, block + n, following, part++, parts);
+    }
   }
 }
 
@@ -141,7 +183,11 @@ void matmul(const Member& member, const Product* products, size_t count, const A
     const Product& p = products[i];
     size_t block = begin > base ? begin - base : 0;
     const size_t stop = std::min(p.matrix->blocks(), end - base);
-    for (; block < stop; ++block) block_product(p, block, a, scratch);
+    const size_t together = blocks_together(*p.matrix, a);
+    for (size_t n; block < stop; block += n) {
+      n = std::min(together, stop - block);
+      block_products(p, block, n, stop, a, scratch);
+    }
   }
 }
 

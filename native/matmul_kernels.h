@@ -14,9 +14,10 @@ struct MatmulKernels {
   void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);
   // Unpacks one block to a panel (panel.h) in `memory`, which is aligned and has room for it.
   void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* memory);
-  // acc[token][32] += an unpacked block times `count` tokens from `first`.
+  // out[token * stride + row] += an unpacked block times `count` tokens from `first`, 32 rows; `fresh`: =
+  // instead.
   void (*gemm)(const CodeTerm& term, const uint8_t* memory, const Activations& a, size_t first, size_t count,
-               float* acc);
+               float* out, size_t stride, bool fresh);
   // acc[token][32] += one block of a float term times `count` tokens from `first`.
   void (*float_product)(const FloatTerm& term, size_t block, const Activations& a, size_t first, size_t count,
                         float* acc);

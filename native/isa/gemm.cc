@@ -10,7 +10,7 @@
 namespace lowbit::LOWBIT_ISA {
 
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
-          float* acc);
+          float* out, size_t stride, bool fresh);
 
 namespace {
 
@@ -19,9 +19,52 @@ struct Operands {
   const CodeTerm& t;
   const Panel& panel;
   const Activations& a;
-  size_t first;  // token
-  float* acc;    // [columns][32]
-  size_t stop;   // where the last group ends: up to half a chunk before the padding does
+  size_t stop;  // where the last group ends: up to half a chunk before the padding does
+  // The tile of tokens at hand, and where its sums go: out[token * stride + row].
+  size_t first;
+  float* out;
+  size_t stride;
+  bool fresh;  // out does not hold anything yet
+};
+
+// Sums of a tile of tokens as they are in `out`. What is written at the end of a tile is asked for at its
+// beginning: rows of `out` lie far apart, and waiting for their lines cost 5% of the time.
+template <size_t columns>
+LOWBIT_INLINE void begin_tile(const Operands& o, F32 (&f)[columns][2]) {
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      float* const at = o.out + c * o.stride + tile * kTileRows;
+      __builtin_prefetch(at, 1, 3);
+      f[c][tile] = o.fresh ? zero_f32() : load(at);
+    });
+  });
+}
+
+template <size_t columns>
+LOWBIT_INLINE void end_tile(const Operands& o, const F32 (&f)[columns][2]) {
+  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED { store(o.out + c * o.stride + tile * kTileRows, f[c][tile]); });
+  });
+}
+
+// The same where sums do not stay in registers: [columns][32] in the first-level cache.
+template <size_t columns>
+struct TileMemory {
+  alignas(64) float f[columns][kBlockRows];
+  LOWBIT_INLINE explicit TileMemory(const Operands& o) {
+    F32 begin[columns][2];
+    begin_tile(o, begin);
+    unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED { store(f[c] + tile * kTileRows, begin[c][tile]); });
+    });
+  }
+  LOWBIT_INLINE void finish(const Operands& o) const {
+    F32 end[columns][2];
+    unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED { end[c][tile] = load(f[c] + tile * kTileRows); });
+    });
+    end_tile(o, end);
+  }
 };
 
 // The exact integers of inputs [k, end) as floats: weight_limbs x limbs dot products, each pair of limbs
@@ -72,10 +115,7 @@ void single_runs(const Operands& o) {
   const CodeTerm& t = o.t;
   const bool weights_outer = runs_of(t).weights_outer;
   F32 f[columns][2];
-  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-    unroll<2>([&](auto tile)
-                  LOWBIT_UNROLLED { f[c][tile] = load(o.acc + c * kBlockRows + tile * kTileRows); });
-  });
+  begin_tile(o, f);
   const float* const activation_scales = o.a.scales + o.first * o.a.groups;
   size_t number = 0, group = 0, group_end = t.group_size;
   for (size_t k = 0, end; k < o.stop; k = end, ++number) {
@@ -106,16 +146,14 @@ void single_runs(const Operands& o) {
       group_end += t.group_size;
     }
   }
-  unroll<columns>([&](auto c) LOWBIT_UNROLLED {
-    unroll<2>([&](auto tile)
-                  LOWBIT_UNROLLED { store(o.acc + c * kBlockRows + tile * kTileRows, f[c][tile]); });
-  });
+  end_tile(o, f);
 }
 
 // Runs of several segments. Their totals need the registers, so f stays in memory and moves once per run.
 template <size_t columns, int weight_limbs, int limbs, bool small, bool weights_outer>
 void long_runs(const Operands& o) {
   const CodeTerm& t = o.t;
+  TileMemory<columns> memory(o);
   const float* const activation_scales = o.a.scales + o.first * o.a.groups;
   size_t number = 0, group = 0, group_end = t.group_size;
   for (size_t k = 0; k < o.stop;) {
@@ -146,7 +184,7 @@ void long_runs(const Operands& o) {
       if (end == run_end) {
         unroll<columns>([&](auto c) LOWBIT_UNROLLED {
           unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-            float* const at_f = o.acc + c * kBlockRows + tile * kTileRows;
+            float* const at_f = memory.f[c] + tile * kTileRows;
             const F32 outer =
                 weights_outer ? load(weight_scales + tile * kTileRows) : set1(scales[c * o.a.groups]);
             store(at_f, fma(run[c][tile], outer, load(at_f)));
@@ -160,12 +198,14 @@ void long_runs(const Operands& o) {
       k = end;
     }
   }
+  memory.finish(o);
 }
 
 // Wide panels and offsets, which are rare: the definition of decode.h as it stands.
 template <size_t columns, int weight_limbs, int limbs>
 void general(const Operands& o) {
   const CodeTerm& t = o.t;
+  TileMemory<columns> memory(o);
   const Runs runs = runs_of(t);
   F32 run[columns][2] = {};
   size_t number = 0, group = 0, group_end = t.group_size;
@@ -181,7 +221,7 @@ void general(const Operands& o) {
       if (t.offsets) w.offset = load(o.panel.offsets + row);
       for (size_t c = 0; c < columns; ++c) {
         const SegmentScale s = segment_scale(o.a, o.first + c, k, end);
-        float* const at = o.acc + c * kBlockRows + tile * kTileRows;
+        float* const at = memory.f[c] + tile * kTileRows;
         F32 f = load(at);
         add_total<false>(f, run[c][tile], total[c][tile], first, last, runs.weights_outer, t, w, s);
         store(at, f);
@@ -192,6 +232,7 @@ void general(const Operands& o) {
       group_end += t.group_size;
     }
   }
+  memory.finish(o);
 }
 
 template <size_t columns, int weight_limbs, int limbs, bool small>
@@ -211,7 +252,7 @@ void walk(Operands o, size_t count, const Tile (&tiles)[widest]) {
   for (size_t left = (count + widest - 1) / widest; left; --left) {
     const size_t width = (count + left - 1) / left;
     tiles[width - 1](o);
-    o.first += width, o.acc += width * kBlockRows, count -= width;
+    o.first += width, o.out += width * o.stride, count -= width;
   }
 }
 
@@ -235,10 +276,10 @@ void columns_any(const Operands& o, size_t count) {
 }  // namespace
 
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
-          float* acc) {
+          float* out, size_t stride, bool fresh) {
   Panel panel;
   lay_out_panel(t, a.padded, const_cast<uint8_t*>(memory), &panel);
-  const Operands o = {t, panel, a, first, acc, t.groups * t.group_size};
+  const Operands o = {t, panel, a, t.groups * t.group_size, first, out, stride, fresh};
   if (t.map == Map::table2) {
     if (a.limbs == 2) return columns_any<2, 2>(o, count);
     return columns_any<2, 1>(o, count);

@@ -8,7 +8,7 @@ namespace lowbit::LOWBIT_ISA {
 
 void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
-          float* acc);
+          float* out, size_t stride, bool fresh);
 
 namespace {
 

@@ -50,13 +50,17 @@ Range zero_point_range(const CodeTerm& t, size_t block) {
   return {*found.first, *found.second};
 }
 
-// Eight steps of a tile as bytes: codes read in any of the stored forms.
+// Eight steps of a tile as bytes: codes read in either stored form. Codes come from memory in long rows, so
+// they are fetched ahead as in gemv.cc.
+constexpr size_t kAhead = 4096;
+
 template <int bits>
 struct Codes {
-  Codes(const CodeTerm& t, size_t block, size_t chunks)
-      : p(t.codes + block * chunks * 2 * 64 * static_cast<size_t>(bits)) {}
+  Codes(const CodeTerm& t, size_t block, size_t chunks) : p(t.codes + block * code_block_bytes(t, chunks)) {}
   LOWBIT_INLINE void next(size_t, size_t, U8 (&out)[kSteps]) {
     unpack_codes<bits>(p, out);
+    for (size_t line = 0; line < static_cast<size_t>(bits); ++line)
+      __builtin_prefetch(p + kAhead + 64 * line, 0, 3);
     p += 64 * bits;
   }
   const uint8_t* p;
@@ -80,9 +84,9 @@ struct Base3Codes {
   void next(size_t chunk, size_t tile, U8 (&out)[kSteps]) {
     for (size_t s = 0; s < kSteps; ++s) {
       const size_t step = chunk * kSteps + s, vector = step / kTritSteps;
-      out[s] = vector < vectors
-                   ? lookup256(kTritTables.digit[step % kTritSteps], load_u8(p + vector * 128 + tile * 64))
-                   : set1_u8(1);
+      const uint8_t* const at = p + vector * 128 + tile * 64;
+      __builtin_prefetch(at + kAhead, 0, 3);
+      out[s] = vector < vectors ? lookup256(kTritTables.digit[step % kTritSteps], load_u8(at)) : set1_u8(1);
     }
   }
   const uint8_t* p;
@@ -94,16 +98,21 @@ struct RowBytes {
   U8 selector, add, multiplier;
 };
 
-LOWBIT_INLINE RowBytes row_bytes(const CodeTerm& t, bool wide, size_t block, size_t tile, size_t k) {
+// On top of a looked-up level, or of the code.
+U8 common_addend(const CodeTerm& t, bool wide) {
+  if (t.map != Map::linear) return set1_u8(0);
+  if (wide) return set1_u8(t.bits == 8 ? 128 : 0);
+  return set1_u8(static_cast<uint8_t>(t.step == 1 ? t.base : 0));
+}
+
+LOWBIT_INLINE RowBytes row_bytes(const CodeTerm& t, bool wide, U8 addend, size_t block, size_t tile,
+                                 size_t k) {
   RowBytes rows = {};
   const size_t group = std::min(k / t.group_size, t.groups - 1);
   const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
   if (t.selectors) rows.selector = shift_left<4>(spread_rows(t.selectors + index));
-  int add = 0;  // on top of a looked-up level, or of the code
-  if (t.map == Map::linear && t.step == 1 && !wide) add = t.base;
-  if (t.map == Map::linear && wide && t.bits == 8) add = 128;
-  rows.add = set1_u8(static_cast<uint8_t>(add));
-  if (t.zero_points && !wide) rows.add = sub_bytes(rows.add, spread_rows(t.zero_points + index));
+  rows.add = addend;
+  if (t.zero_points && !wide) rows.add = sub_bytes(addend, spread_rows(t.zero_points + index));
   if (t.multipliers) {
     const size_t at = std::min(k / t.multiplier_size, t.multiplier_groups - 1);
     const U8 pairs = spread_rows(t.multipliers + (block * t.multiplier_groups + at) * kTileRows);
@@ -112,67 +121,102 @@ LOWBIT_INLINE RowBytes row_bytes(const CodeTerm& t, bool wide, size_t block, siz
   return rows;
 }
 
-template <int bits, bool limbs, typename Source>
+// Ends of segments, chunk by chunk.
+class SegmentEnds {
+ public:
+  SegmentEnds(const CodeTerm& t, size_t padded)
+      : group_size_(t.group_size),
+        padded_(padded),
+        group_end_(t.group_size),
+        stop_(t.groups * t.group_size),
+        end_(segment_end(0, group_end_, stop_)) {}
+  // Whether a segment ends at k, a multiple of 16 that rises from call to call. The padding that follows the
+  // last group, half a chunk, closes a segment that nobody reads.
+  bool closes(size_t k) {
+    if (k != end_) return false;
+    if (end_ == group_end_) group_end_ += group_size_;
+    end_ = end_ == stop_ ? padded_ : segment_end(end_, group_end_, stop_);
+    return true;
+  }
+
+ private:
+  size_t group_size_, padded_, group_end_, stop_, end_;
+};
+
+// `rows`: what to add, to select or to multiply differs from row to row.
+template <int bits, bool limbs, bool lookups, bool rows, typename Source>
 void fill(const CodeTerm& t, size_t block, size_t chunks, const Levels& levels, const Panel& panel) {
-  const bool wide = panel.head->wide, lookup_codes = levels.lookup && !(wide && t.map == Map::linear);
-  const size_t stop = t.groups * t.group_size;
+  const bool wide = panel.head->wide;
+  const U8 addend = common_addend(t, wide);
   Source source(t, block, chunks);
-  I32 sums[2][2] = {{zero_i32(), zero_i32()}, {zero_i32(), zero_i32()}};  // [limb][tile]
-  size_t segment = 0, group_end = t.group_size, end = segment_end(0, group_end, stop);
+  SegmentEnds ends(t, chunks * kChunk);
+  I32 sums[2][limbs + 1];  // [tile][limb]
+  unroll<2 * (limbs + 1)>([&](auto i) LOWBIT_UNROLLED { sums[i % 2][i / 2] = zero_i32(); });
+  size_t segment = 0;
   for (size_t c = 0; c < chunks; ++c) {
-    U8 bytes[2][2][kSteps];  // [limb][tile]
-    for (size_t tile = 0; tile < 2; ++tile) {
-      U8(&high)[kSteps] = bytes[0][tile];
-      source.next(c, tile, high);
-      for (size_t half = 0; half < 2; ++half) {
-        const RowBytes rows = row_bytes(t, wide, block, tile, c * kChunk + half * 16);
-        for (size_t s = half * 4; s < half * 4 + 4; ++s) {
-          U8 code = high[s];
-          if (lookup_codes) {
-            if (t.selectors) {
-              code = or_(code, rows.selector);
-              high[s] = lookup64(levels.table[0], code);
-              if constexpr (limbs) bytes[1][tile][s] = lookup64(levels.table[1], code);
+    const bool middle = ends.closes(c * kChunk + 16), end = ends.closes(c * kChunk + 32);
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      U8 codes[kSteps];
+      source.next(c, tile, codes);
+      size_t at = segment;
+      unroll<2>([&](auto half) LOWBIT_UNROLLED {
+        RowBytes row = {};
+        if constexpr (rows) row = row_bytes(t, wide, addend, block, tile, c * kChunk + half * 16);
+        I32 part[limbs + 1];  // a chain of its own for each half: one over all steps would be waited for
+        unroll<limbs + 1>([&](auto limb) LOWBIT_UNROLLED { part[limb] = zero_i32(); });
+        unroll<4>([&](auto i) LOWBIT_UNROLLED {
+          const size_t s = half * 4 + i;
+          const size_t step = (c * kSteps + s) * 128 + tile * 64;
+          U8 level[limbs + 1] = {codes[s]};
+          if constexpr (lookups) {
+            U8 code = codes[s];
+            if (rows && t.selectors) {
+              code = or_(code, row.selector);
+              level[0] = lookup64(levels.table[0], code);
+              if constexpr (limbs) level[1] = lookup64(levels.table[1], code);
             } else {
-              high[s] = lookup<bits>(levels.table[0], code);
-              if constexpr (limbs) bytes[1][tile][s] = lookup<bits>(levels.table[1], code);
+              level[0] = lookup<bits>(levels.table[0], code);
+              if constexpr (limbs) level[1] = lookup<bits>(levels.table[1], code);
             }
           }
-          U8& last = bytes[limbs][tile][s];
-          last = add_bytes(last, rows.add);
-          if (t.multipliers) last = mul_bytes(last, rows.multiplier);
+          if constexpr (!lookups || rows) level[limbs] = add_bytes(level[limbs], rows ? row.add : addend);
+          if constexpr (rows) {
+            if (t.multipliers) level[limbs] = mul_bytes(level[limbs], row.multiplier);
+          }
+          unroll<limbs + 1>([&](auto limb) LOWBIT_UNROLLED {
+            store_u8(reinterpret_cast<uint8_t*>(panel.weights[limb]) + step, level[limb]);
+            part[limb] = sum_signed(part[limb], level[limb]);
+          });
+        });
+        unroll<limbs + 1>([&](auto limb)
+                              LOWBIT_UNROLLED { sums[tile][limb] = add(sums[tile][limb], part[limb]); });
+        if (half ? end : middle) {
+          unroll<limbs + 1>([&](auto limb) LOWBIT_UNROLLED {
+            store_i32(panel.starts[limb] + at * kBlockRows + tile * kTileRows,
+                      shift_left<7>(sub(zero_i32(), sums[tile][limb])));
+            sums[tile][limb] = zero_i32();
+          });
+          ++at;
         }
-      }
-      for (size_t limb = 0; limb <= limbs; ++limb)
-        for (size_t s = 0; s < kSteps; ++s)
-          store_u8(reinterpret_cast<uint8_t*>(panel.weights[limb]) + (c * kSteps + s) * 128 + tile * 64,
-                   bytes[limb][tile][s]);
-    }
-    for (size_t half = 0; half < 2; ++half) {
-      const size_t k = c * kChunk + half * 16 + 16;
-      if (k > stop) break;  // half a chunk of padding
-      for (size_t limb = 0; limb <= limbs; ++limb)
-        for (size_t tile = 0; tile < 2; ++tile)
-          for (size_t s = half * 4; s < half * 4 + 4; ++s)
-            sums[limb][tile] = sum_signed(sums[limb][tile], bytes[limb][tile][s]);
-      if (k != end) continue;
-      for (size_t limb = 0; limb <= limbs; ++limb)
-        for (size_t tile = 0; tile < 2; ++tile) {
-          store_i32(panel.starts[limb] + segment * kBlockRows + tile * kTileRows,
-                    shift_left<7>(sub(zero_i32(), sums[limb][tile])));
-          sums[limb][tile] = zero_i32();
-        }
-      ++segment;
-      if (end == group_end) group_end += t.group_size;
-      end = segment_end(end, group_end, stop);
-    }
+      });
+    });
+    segment += static_cast<size_t>(middle) + static_cast<size_t>(end);
   }
+}
+
+template <int bits, bool limbs, bool lookups, typename Source>
+void fill_rows(const CodeTerm& t, size_t block, size_t chunks, const Levels& levels, const Panel& panel) {
+  if (t.selectors || t.zero_points || t.multipliers)
+    return fill<bits, limbs, lookups, true, Source>(t, block, chunks, levels, panel);
+  fill<bits, limbs, lookups, false, Source>(t, block, chunks, levels, panel);
 }
 
 template <int bits, typename Source = Codes<bits>>
 void fill_any(const CodeTerm& t, size_t block, size_t chunks, const Levels& levels, const Panel& panel) {
-  if (t.map == Map::table2) return fill<bits, true, Source>(t, block, chunks, levels, panel);
-  fill<bits, false, Source>(t, block, chunks, levels, panel);
+  if (t.map == Map::table2) return fill_rows<bits, true, true, Source>(t, block, chunks, levels, panel);
+  if (levels.lookup && !(panel.head->wide && t.map == Map::linear))
+    return fill_rows<bits, false, true, Source>(t, block, chunks, levels, panel);
+  fill_rows<bits, false, false, Source>(t, block, chunks, levels, panel);
 }
 
 }  // namespace
