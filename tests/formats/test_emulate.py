@@ -218,6 +218,18 @@ def test_emulating_twice_changes_nothing(name, rng):
     assert np.allclose(emulate(once, name), once, rtol=2e-3, atol=0)
 
 
+def test_multipliers_by_hand():
+    """The largest group takes multiplier 15, the one at a fifth of it 3, one of zeros 0."""
+    levels = np.arange(-8.0, 8.0)
+    x = 0.25 * np.concatenate([15 * levels, 3 * levels, 0 * levels, 3 * levels])
+    assert np.array_equal(emulate(x, "int4-g16-m4"), x)
+    smaller = x.copy()
+    smaller[16:32] *= 0.9  # 2.7 times the scale: multiplier 3 still covers it, 2 would not
+    assert np.array_equal(emulate(smaller, "int4-g16-m4")[16:32] / 0.75, np.rint(2.7 / 3 * levels))
+    with pytest.raises(FormatError, match="name it in the format"):
+        emulate(x, "int4", group_size=16, scale_type="m4")
+
+
 def test_more_bits_are_nearer(rng):
     x = rng.normal(size=(4, 128))
     errors = [np.square(emulate(x, f"int{bits}-g64") - x).sum() for bits in range(2, 9)]

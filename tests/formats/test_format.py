@@ -155,6 +155,10 @@ GOOD = {"name": "x", "bits": 2, "tables": ((0.0, 1.0, 2.0),), "group_size": 32, 
         ({"tables": ((0.0, float("inf")),)}, "finite"),
         ({"tables": ((1.0, 1.0),)}, "2 different levels"),
         ({"zero_point": True}, "zero-point"),
+        ({"terms": 2}, "2 terms need the levels -1, 1 in 1 bit or -1, 0, 1 in 2 bits"),
+        ({"scale_type": "m4", "tables": ((0.0, 1.0, 9.0),)}, "9 as an integer"),
+        ({"scale_type": "m4", "tables": ((0.0, 1.0, 0.1),)}, "no integer"),
+        ({"scale_type": "m4", "group_size": 0}, "whole rows"),
         ({"float_type": "fp16"}, "plain float"),
         ({"float_type": "fp8"}, "fp16, bf16, fp32"),
     ],
@@ -186,6 +190,25 @@ def test_validation(change, word):
 def test_constructors_refuse(make):
     with pytest.raises(FormatError):
         make()
+
+
+def test_super_groups_and_packing():
+    m4 = parse_format("int4-g16-m4")
+    assert [m4.scale_size(n) for n in (576, 1536, 2048, 96)] == [192, 256, 256, 0]
+    assert m4.bits_per_weight(96) == 4 + 4 / 16 + 16 / 96
+    assert FORMATS["int4-g64"].scale_size(576) == 64 and FORMATS["ternary"].scale_size(576) == 0
+    packings = {
+        "ternary": "base3",
+        "ternary-g64": "base3",
+        "ternary-g48": "planes",
+        "ternary-g64-m4": "planes",
+    }
+    packings |= {"trit2-g128": "base3", "int2-g64": "planes", "bcq2-g128": "planes", "fp16": "planes"}
+    for name, packing in packings.items():
+        fmt = parse_format(name)
+        assert fmt.packing == packing
+        assert fmt.stored_bits == (1.6 if packing == "base3" else fmt.bits)
+    assert Format.codebook([-1, 0, 1], 64).packing == "base3"
 
 
 def test_formats_are_values():

@@ -54,6 +54,8 @@ def test_defaults_of_bare_names():
         "ternary": "ternary-row-fp16",
         "e5m2": "e5m2-g64-fp32",
         "mxfp4-g64": "e2m1-g64-e8m0",
+        "int4-m4": "int4-g16-m4",
+        "ternary-m4": "ternary-g16-m4",
     }.items():
         assert parse_format(bare) == parse_format(full)
 
@@ -64,6 +66,7 @@ def test_split_name():
     assert split_name("ternary-row") == ("ternary", 0, None)
     assert split_name("fp16") == ("fp16", None, None)
     assert split_name("e2m1-e4m3") == ("e2m1", None, "e4m3")
+    assert split_name("int4-g16-m4") == ("int4", 16, "m4")
 
 
 @pytest.mark.parametrize(
@@ -93,6 +96,14 @@ def test_split_name():
         ("e0m3", ["exponent bits", "int4"]),
         ("e15m3", ["exponent_bits"]),
         ("fp16-g64", ["no groups", "'fp16'"]),
+        ("nf4-g16-m4", ["no integer", "use scale type fp16"]),
+        ("int5-g16-m4", ["16 as an integer", "at most 8"]),
+        ("int4b-g16-m4", ["15 as an integer"]),
+        ("e2m1-g16-m4", ["12 as an integer"]),
+        ("int4a-g16-m4", ["no zero-point"]),
+        ("bitmod3-g32-m4", ["one table"]),
+        ("bcq3-g16-m4", ["one term"]),
+        ("int4-row-m4", ["m4 scales of whole rows", "-g16"]),
     ],
 )
 def test_bad_names_say_what_is_near(name, words):

@@ -12,7 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from lowbit.model.detokenizer import byte_alphabet
-from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack_groups
+from lowbit.packed import TensorWriter
+from lowbit.quantize import quantize_array
 
 from .gguf_bytes import model_bytes, pair
 
@@ -121,17 +122,14 @@ def transformers_directory() -> dict[str, bytes]:
 
 
 def lowbit_directory(folder: Path) -> dict[str, bytes]:
-    """Packed 4-bit matrices and a plain norm; `folder` is used for writing it once."""
+    """Packed matrices of several kinds and a plain norm; `folder` is used for writing it once."""
     rng = np.random.default_rng(4)
     metas, arrays = {}, {"model.norm.weight": np.ones(32, np.float32)}
-    for name, shape in SHAPES.items():
-        if len(shape) == 1:
-            continue
-        codes = rng.integers(0, 16, shape, dtype=np.uint8)
-        scales = rng.uniform(0.1, 1, (shape[0], shape[1] // 32)).astype(np.float16)
-        levels = np.arange(-8, 8, dtype=np.float32)[None]
-        term = CodeTerm(4, levels, pack_codes(codes, 4), pack_groups(scales), "fp16", 32)
-        metas[name], state = PackedMatrix(*shape, (term,), "int4-g32").state()
+    matrices = [(name, shape) for name, shape in SHAPES.items() if len(shape) == 2]
+    for number, (name, shape) in enumerate(matrices):
+        format = ("int4-g32", "int4-g16-m4", "ternary")[number % 3]
+        weight = rng.standard_normal(shape).astype(np.float32)
+        metas[name], state = quantize_array(weight, format).state()
         arrays |= {f"{name}.{key}": array for key, array in state.items()}
     path = folder / "seed.safetensors"
     with TensorWriter(path, {name: (array.dtype, array.shape) for name, array in arrays.items()}) as writer:

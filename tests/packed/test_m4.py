@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from lowbit.errors import CheckpointError, FormatError
+from lowbit.formats import parse_format
 from lowbit.formats.multipliers import largest_integer_level, super_size
+from lowbit.kernels import matmul
 from lowbit.kernels.reference import integer_products, integer_weights, matmul_reference
 from lowbit.packed import (
     CodeTerm,
@@ -18,6 +20,7 @@ from lowbit.packed import (
     pack_multipliers,
     unpack_multipliers,
 )
+from lowbit.quantize import round_to_nearest
 
 
 def make_m4(rng, out_features=33, in_features=192, bits=4, group_size=16, super_size=64, **changes):
@@ -188,6 +191,21 @@ def test_m4_terms_that_do_not_fit_are_refused(changes, message, rng):
 def test_base3_terms_that_do_not_fit_are_refused(changes, message, rng):
     with pytest.raises(FormatError, match=message):
         PackedMatrix(33, 192, (replace(make_base3(rng), **changes),))
+
+
+def test_ternary_files_with_two_bit_codes_load_as_before(rng):
+    """What was written before base 3: an entry without `packing`, codes in a plane of two bits."""
+    matrix = round_to_nearest(rng.standard_normal((33, 192)).astype(np.float32), parse_format("ternary-g64"))
+    term = matrix.terms[0]
+    assert term.packing == "base3"
+    meta, arrays = matrix.state()
+    del meta["terms"][0]["packing"]
+    arrays["0.codes"] = pack_codes(term.unpack(33, 192), 2)
+    old = PackedMatrix.from_state(json.loads(json.dumps(meta)), arrays)
+    assert old.terms[0].packing == "planes" and old.nbytes > matrix.nbytes
+    np.testing.assert_array_equal(old.dequantize(), matrix.dequantize())
+    x = rng.standard_normal((3, 192)).astype(np.float32)
+    np.testing.assert_array_equal(matmul(x, old), matmul(x, matrix))
 
 
 def test_damaged_base3_codes_do_not_decode(rng):

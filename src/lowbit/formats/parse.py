@@ -11,7 +11,7 @@ trit2                  2 ternary terms
 bfp4                   block floating point, 4-bit mantissas
 mxfp4 .. nvfp4         published formats, which fix group and scale; a suffix overrides
 fp16  bf16  fp32       plain floats, without suffixes
-Missing suffixes take the default of the constructor in `format.py`.
+Missing suffixes take the default of the constructor in `format.py`; `-m4` alone means groups of 16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from lowbit.errors import FormatError
 from lowbit.formats.catalogue import FORMATS
-from lowbit.formats.format import PUBLISHED, Format
+from lowbit.formats.format import GROUP_MULTIPLE, PUBLISHED, Format
 from lowbit.formats.minifloat import FLOAT_TYPES, parse_minifloat
 
 _SUFFIXES = re.compile(
@@ -74,6 +74,8 @@ def parse_format(name: str | Format) -> Format:
         given["group_size"] = group
     if scale is not None:
         given["scale_type"] = scale
+        if scale == "m4" and group is None:
+            given["group_size"] = GROUP_MULTIPLE  # small groups are what m4 scales are for
     if base in FLOAT_TYPES:
         if given:
             raise FormatError(f"parse_format({name!r}): {base} has no groups or scales; write {base!r}")
