@@ -35,10 +35,6 @@ void store_block(const Product& p, size_t block, size_t first, size_t count, con
 // Tokens that meet one block after another while their activations are near.
 constexpr size_t kTokens = 24;
 
-bool one_token(const CodeTerm& t, const Activations& a) {
-  return a.tokens == 1 && t.group_size % kChunk == 0 && !t.base3 && !t.multipliers;
-}
-
 size_t panel_bytes(const Matrix& m, size_t padded) {
   size_t bytes = 0;
   for (const CodeTerm& t : m.codes) bytes += lay_out_panel(t, padded, nullptr, nullptr);
@@ -80,7 +76,7 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
   uint8_t* panel = memory + acc_bytes;
   for (size_t b = 0; b < n; ++b)
     for (const CodeTerm& t : m.codes) {
-      if (!one_token(t, a)) kernels.unpack(t, block + b, m.chunks(), panel);
+      kernels.unpack(t, block + b, m.chunks(), panel);
       panel += lay_out_panel(t, a.padded, nullptr, nullptr);
     }
   const size_t following = std::min(n, stop - block - n), parts = (a.tokens + kTokens - 1) / kTokens * n;
@@ -96,16 +92,36 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
       if (!direct) std::memset(acc, 0, count * kBlockRows * sizeof(float));
       bool fresh = direct;
       for (const CodeTerm& t : m.codes) {
-        if (one_token(t, a))
-          kernels.gemv(t, block + b, a, 0, acc);
-        else
-          kernels.gemm(t, panel, a, first, count, out, stride, fresh);
+        kernels.gemm(t, panel, a, first, count, out, stride, fresh);
         fresh = false;
         panel += lay_out_panel(t, a.padded, nullptr, nullptr);
       }
       for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, first, count, acc);
       if (!direct) store_block(p, block + b, first, count, acc);
       if (a.tokens > kTokens) prefetch_codes(m, block + n, following, part++, parts);
+    }
+  }
+}
+
+// Blocks [block, stop) times the only token, several at a time: what a block costs before its first and after
+// its last step counts in a small matrix.
+constexpr size_t kBlocksAtOnce = 8;
+
+void one_token_product(const Product& p, size_t block, size_t stop, const Activations& a,
+                       MatmulScratch& scratch) {
+  const MatmulKernels& kernels = matmul_kernels();
+  const Matrix& m = *p.matrix;
+  size_t groups = 1;
+  for (const CodeTerm& t : m.codes) groups = std::max(groups, t.groups);
+  float* const scales = reinterpret_cast<float*>(scratch.get(groups * kBlockRows * sizeof(float)));
+  alignas(kAlign) float acc[kBlocksAtOnce * kBlockRows];
+  for (; block < stop; block += kBlocksAtOnce) {
+    const size_t count = std::min(kBlocksAtOnce, stop - block);
+    std::memset(acc, 0, count * kBlockRows * sizeof(float));
+    for (const CodeTerm& t : m.codes) kernels.gemv(t, block, count, a, 0, acc, scales);
+    for (size_t b = 0; b < count; ++b) {
+      for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, 0, 1, acc + b * kBlockRows);
+      store_block(p, block + b, 0, 1, acc + b * kBlockRows);
     }
   }
 }
@@ -183,6 +199,11 @@ void matmul(const Member& member, const Product* products, size_t count, const A
     const Product& p = products[i];
     size_t block = begin > base ? begin - base : 0;
     const size_t stop = std::min(p.matrix->blocks(), end - base);
+    const std::vector<CodeTerm>& codes = p.matrix->codes;
+    if (a.tokens == 1 && std::all_of(codes.begin(), codes.end(), has_gemv)) {
+      one_token_product(p, block, stop, a, scratch);
+      continue;
+    }
     const size_t together = blocks_together(*p.matrix, a);
     for (size_t n; block < stop; block += n) {
       n = std::min(together, stop - block);

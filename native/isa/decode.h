@@ -11,6 +11,107 @@ namespace lowbit::LOWBIT_ISA {
 
 constexpr size_t kSteps = kChunk / 4;
 
+// Calls f with 0, 1, .. n - 1 as compile-time constants: loops over arrays of accumulators have to vanish
+// before the compiler decides what lives in registers. The scalar set has no such registers, and unrolling
+// everything would take minutes to compile, so there unroll() is a loop.
+#define LOWBIT_EXPANDED __attribute__((always_inline))
+template <typename F, size_t... i>
+LOWBIT_INLINE void expand_over(std::index_sequence<i...>, F f) {
+  (f(std::integral_constant<size_t, i>{}), ...);
+}
+template <size_t n, typename F>
+LOWBIT_INLINE void expand(F f) {
+  expand_over(std::make_index_sequence<n>{}, f);
+}
+#ifdef LOWBIT_ISA_scalar
+template <size_t n, typename F>
+inline void unroll(F f) {
+  for (size_t i = 0; i < n; ++i) f(i);
+}
+#define LOWBIT_UNROLLED
+#else
+template <size_t n, typename F>
+LOWBIT_INLINE void unroll(F f) {
+  expand<n>(f);
+}
+#define LOWBIT_UNROLLED LOWBIT_EXPANDED
+#endif
+
+#ifdef LOWBIT_BIT_MATRIX
+// Bits [from, from + width) of each byte moved to bit `to` and up, zeros elsewhere.
+template <int from, int width, int to>
+LOWBIT_INLINE U8 placed(U8 x) {
+  if constexpr (from == to) return and_(x, set1_u8(static_cast<uint8_t>(((1 << width) - 1) << to)));
+  return place<bit_matrix(from, width, to)>(x);
+}
+
+// 3 bits: the third bits of two steps at a time go between the pairs of the first plane, which gives the
+// codes of steps s and s + 2 in the nibbles of a byte.
+template <size_t s>
+LOWBIT_INLINE U8 two_codes_of_three(const U8 (&v)[3]) {
+  constexpr uint64_t thirds = bit_matrix(s, 1, 2) | bit_matrix(s + 2, 1, 6);
+  U8 pairs = v[s / 4];
+  if constexpr (s % 4 != 0) pairs = shift_right_loose<2>(pairs);
+  return merge(pairs, place<thirds>(v[2]), set1_u8(0x33));
+}
+
+// The vectors of a tile's chunk.
+template <int bits>
+LOWBIT_INLINE void load_codes(const uint8_t* p, U8 (&v)[bits]) {
+  expand<bits>([&](auto i) LOWBIT_EXPANDED { v[i] = load_once(p + 64 * i); });
+}
+
+// Step s of them as codes, one per byte. Planes take the low bits of the code first, widest plane first
+// (docs/formats.md).
+template <int bits, size_t s>
+LOWBIT_INLINE U8 code_step(const U8 (&v)[bits]) {
+  if constexpr (bits == 8) return v[s];
+  if constexpr (bits == 3) return placed<(s & 2) * 2, 4, 0>(two_codes_of_three<s & ~size_t{2}>(v));
+  if constexpr (bits > 4) {  // the low nibble stays where it is, or comes down with its neighbour's bits
+    constexpr bool two = (bits & 2) != 0;
+    U8 more = placed<two ? s % 4 * 2 : s, two ? 2 : 1, 4>(v[4 + (two ? s / 4 : 0)]);
+    if constexpr (bits == 7) more = or_(more, placed<s, 1, 6>(v[6]));
+    const U8 low = s % 2 ? shift_right_loose<4>(v[s / 2]) : v[s / 2];
+    return merge(low, more, set1_u8(0x0f));
+  }
+  if constexpr (bits == 4) return placed<s % 2 * 4, 4, 0>(v[s / 2]);
+  if constexpr (bits == 2) return placed<s % 4 * 2, 2, 0>(v[s / 4]);
+  if constexpr (bits == 1) return placed<s, 1, 0>(v[0]);
+}
+
+// Step s times a power of two, wherever it is cheapest: a mask runs on four ports, a shift on two, and a
+// placement of bits on the two that multiply. Steps of one power have sums of their own, shifted at the end.
+template <int bits>
+constexpr size_t kPlaces = bits == 1   ? 4
+                           : bits <= 4 ? 2
+                                       : 1;
+template <int bits>
+constexpr int kPlaceShift = bits == 1   ? 1
+                            : bits == 2 ? 2
+                                        : 4;  // between the powers
+template <int bits>
+constexpr size_t place_of(size_t s) {
+  return bits == 3 ? s / 2 % 2 : s % kPlaces<bits>;
+}
+template <int bits, size_t s>
+LOWBIT_INLINE U8 placed_step(const U8 (&v)[bits]) {
+  constexpr size_t place = place_of<bits>(s);
+  const U8 mask = set1_u8(static_cast<uint8_t>(((1 << bits) - 1) << (place * kPlaceShift<bits>)));
+  if constexpr (bits == 1) return and_(s < 4 ? v[0] : shift_right_loose<4>(v[0]), mask);
+  if constexpr (bits == 2) return and_(s % 4 < 2 ? v[s / 4] : shift_right_loose<4>(v[s / 4]), mask);
+  if constexpr (bits == 3) return and_(two_codes_of_three<s & ~size_t{2}>(v), mask);
+  if constexpr (bits == 4) return and_(v[s / 2], mask);
+  return code_step<bits, s>(v);
+}
+
+// The 8 steps of a tile.
+template <int bits>
+LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
+  U8 v[bits];
+  load_codes<bits>(p, v);
+  expand<kSteps>([&](auto s) LOWBIT_EXPANDED { out[s] = code_step<bits, s>(v); });
+}
+#else
 // The 8 steps of a tile as codes, one per byte. Planes take the low bits of the code first, widest plane
 // first (docs/formats.md).
 template <int bits>
@@ -76,6 +177,7 @@ LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
     }
   }
 }
+#endif
 
 template <int bits>
 LOWBIT_INLINE U8 lookup(const uint8_t* table, U8 index) {
@@ -224,26 +326,5 @@ LOWBIT_INLINE void add_total(F32& f, F32& run, F32 total, bool first, bool last,
 
 template <Map map>
 constexpr int kWeightLimbs = map == Map::table2 ? 2 : 1;
-
-// Calls f with 0, 1, .. n - 1 as compile-time constants: loops over arrays of accumulators have to vanish
-// before the compiler decides what lives in registers. The scalar set has no such registers, and unrolling
-// it would take minutes to compile.
-#ifdef LOWBIT_ISA_scalar
-template <size_t n, typename F>
-inline void unroll(F f) {
-  for (size_t i = 0; i < n; ++i) f(i);
-}
-#define LOWBIT_UNROLLED
-#else
-template <typename F, size_t... i>
-LOWBIT_INLINE void unroll_over(std::index_sequence<i...>, F f) {
-  (f(std::integral_constant<size_t, i>{}), ...);
-}
-template <size_t n, typename F>
-LOWBIT_INLINE void unroll(F f) {
-  unroll_over(std::make_index_sequence<n>{}, f);
-}
-#define LOWBIT_UNROLLED __attribute__((always_inline))
-#endif
 
 }  // namespace lowbit::LOWBIT_ISA

@@ -1,27 +1,70 @@
-// The kernels that depend on a term's stored form.
+// The kernels of one token, by a term's stored form.
 #pragma once
 
 #include "isa/decode.h"
 
 namespace lowbit::LOWBIT_ISA {
 
-struct CodeKernels {
-  void (*gemv)(const CodeTerm& term, size_t block, const Activations& a, size_t token, float* acc);
+// A run of inputs [k, end) of one block that share the weights' and the activations' scales: whole groups of
+// 16, within 64 from a multiple of 64.
+struct Segment {
+  const uint8_t* codes;        // of the block
+  const uint8_t* selectors;    // of the 32 rows in this group, or null
+  const uint8_t* multipliers;  // of the block, or null
+  const int8_t* high;          // the token's activations
+  const int8_t* low;
+  const int32_t* sums;  // their prefix sums
+  size_t k, end;
+  int32_t start;  // added to every sum of the low (or only) limb of activations
 };
-CodeKernels code_kernels(const CodeTerm& term, int limbs);
 
-// acc += the 8 steps of a tile's bytes times 32 activations. Bytes of tables and of 8-bit codes take the
-// whole range of a byte: where kSignedBytes, they stand for byte - 128 (see start() in decode.h).
-template <int bits, Map map>
-LOWBIT_INLINE I32 dot_chunk(I32 acc, const U8 (&w)[kSteps], const int8_t* x) {
+// The sums of both tiles: sums[tile][weight limb][activation limb].
+using SegmentSums = void (*)(const CodeTerm& term, const Segment& segment, I32* sums);
+SegmentSums segment_sums(const CodeTerm& term, int limbs);
+SegmentSums base3_sums(const CodeTerm& term, int limbs);
+
+// acc[block][32] += `blocks` blocks of codes times one token; `scales` is room for the scales of a block.
+using Gemv = void (*)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
+                      float* acc, float* scales);
+// The kernel for a term that the fast ones of this instruction set cover, or null.
+Gemv fast_gemv(const CodeTerm& term, int limbs);
+
+// Bytes that the stream of codes is fetched ahead of its use: the hardware's own prefetch stops at each page.
+constexpr size_t kAhead = 4096;
+template <size_t lines>
+LOWBIT_INLINE void fetch_ahead(const uint8_t* p) {
+  unroll<lines>([&](auto line) LOWBIT_UNROLLED { __builtin_prefetch(p + kAhead + 64 * line, 0, 3); });
+}
+
+// All scales of a block as floats. Doing this first keeps the many types of scales out of the loops and
+// fetches what the next block needs: scales are read too slowly for the hardware to see a stream.
+inline void block_scales(const CodeTerm& t, size_t block, float* out) {
+  const size_t count = t.groups * kBlockRows, size = number_bytes(t.scale_type);
+  const uint8_t* next = static_cast<const uint8_t*>(t.scales) + (block + 1) * count * size;
+  for (size_t line = 0; line < count * size; line += 64) __builtin_prefetch(next + line, 0, 2);
+  const F32 unit = set1(t.unit);
+  const auto convert = [&](Number type) LOWBIT_EXPANDED {
+    for (size_t i = 0; i < count; i += kTileRows)
+      store(out + i, mul(load_number(type, t.scales, block * count + i), unit));
+  };
+  if (t.scale_type == Number::fp16) return convert(Number::fp16);
+  if (t.scale_type == Number::e4m3) return convert(Number::e4m3);
+  if (t.scale_type == Number::e8m0) return convert(Number::e8m0);
+  return convert(Number::fp32);
+}
+
+// acc += steps of a tile's bytes times as many fours of activations. Bytes of tables and of 8-bit codes take
+// the whole range of a byte: where kSignedBytes, they stand for byte - 128 (see start() in decode.h).
+template <int bits, Map map, size_t count>
+LOWBIT_INLINE I32 dot_chunk(I32 acc, const U8 (&w)[count], const int8_t* x) {
   if constexpr (is_wide<bits, map> && kSignedBytes) {
     const U8 top = set1_u8(0x80);
-    unroll<kSteps>([&](auto s)
-                       LOWBIT_UNROLLED { acc = dot4_signed(acc, xor_(w[s], top), broadcast4(x + 4 * s)); });
+    unroll<count>([&](auto s)
+                      LOWBIT_UNROLLED { acc = dot4_signed(acc, xor_(w[s], top), broadcast4(x + 4 * s)); });
   } else {
     constexpr size_t limit = run_steps(is_wide<bits, map> ? 255 : (1 << bits) - 1);
-    constexpr size_t steps = limit < kSteps ? limit : kSteps;
-    unroll<kSteps / steps>([&](auto r) LOWBIT_UNROLLED {
+    constexpr size_t steps = limit < count ? limit : count;
+    unroll<count / steps>([&](auto r) LOWBIT_UNROLLED {
       Run run = begin_run(acc);
       unroll<steps>([&](auto s) LOWBIT_UNROLLED {
         run = dot_run(run, w[r * steps + s], broadcast4(x + 4 * (r * steps + s)));

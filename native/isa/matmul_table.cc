@@ -1,11 +1,13 @@
 // Activations to integers, and this instruction set's table of kernels.
 #include "floats.h"
-#include "gemv.h"
+#include "decode.h"
 #include "matmul_kernels.h"
 #include "quantize.h"
 
 namespace lowbit::LOWBIT_ISA {
 
+void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
+          float* scales);
 void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
           float* out, size_t stride, bool fresh);
@@ -20,10 +22,6 @@ void quantize_row(const float* x, size_t n, const IntegerRow& row) {
     row.scales[g] = peak.close();
   }
   round_row(x, n, row, peak.poison);
-}
-
-void gemv_any(const CodeTerm& t, size_t block, const Activations& a, size_t token, float* acc) {
-  code_kernels(t, a.limbs).gemv(t, block, a, token, acc);
 }
 
 constexpr size_t kReadAhead = 4096;  // as the products do: see gemv.cc
@@ -98,7 +96,7 @@ float fma_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv_any,   unpack_panel, gemm,       float_product,
+  return {quantize_row, gemv,       unpack_panel, gemm,       float_product,
           read_memory,  dot_rounds, kChains * 64, fma_rounds, kChains * 16};
 }
 

@@ -13,6 +13,7 @@
 //        bits(v) -> I32  from_bits(i) -> F32  select_gt(a, b, x, y) = a > b ? x : y
 //        min and max give the second operand on ties and NaN
 //   I32: load_i32(p) store_i32(p, v) set1_i32(x) zero_i32() add sub mul and_ shift_left<n>(v)
+//        shift_right<n>(v): arithmetic
 //        load_u8_i32(p): 16 bytes widened; store_i8(p, v): low bytes
 //        scale_exponent(v): bits of the float 2^v, v in [-126, 127]
 //   U8:  load_u8(p) store_u8(p, v) set1_u8(x) and_ or_ xor_  shift_right<n>(v) shift_left<n>(v): within each

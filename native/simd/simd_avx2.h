@@ -125,6 +125,10 @@ template <int n>
 LOWBIT_INLINE I32 shift_left(I32 x) {
   return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)};
 }
+template <int n>
+LOWBIT_INLINE I32 shift_right(I32 x) {
+  return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)};
+}
 LOWBIT_INLINE I32 load_u8_i32(const uint8_t* p) {
   const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};

@@ -91,6 +91,10 @@ template <int n>
 LOWBIT_INLINE I32 shift_left(I32 a) {
   return {_mm512_slli_epi32(a.v, n)};
 }
+template <int n>
+LOWBIT_INLINE I32 shift_right(I32 a) {
+  return {_mm512_srai_epi32(a.v, n)};
+}
 LOWBIT_INLINE I32 load_u8_i32(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
@@ -102,6 +106,12 @@ LOWBIT_INLINE I32 scale_exponent(I32 a) {
 }
 
 LOWBIT_INLINE U8 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+// A load that several operations share: GCC would rather load again for each of them.
+LOWBIT_INLINE U8 load_once(const uint8_t* p) {
+  U8 a = load_u8(p);
+  asm("" : "+v"(a.v));
+  return a;
+}
 LOWBIT_INLINE void store_u8(uint8_t* p, U8 a) { _mm512_storeu_si512(p, a.v); }
 LOWBIT_INLINE U8 set1_u8(uint8_t x) { return {_mm512_set1_epi8(static_cast<char>(x))}; }
 LOWBIT_INLINE U8 and_(U8 a, U8 b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -116,6 +126,36 @@ template <int n>
 LOWBIT_INLINE U8 shift_left(U8 a) {
   return {_mm512_and_si512(_mm512_slli_epi16(a.v, n), _mm512_set1_epi8(static_cast<char>(0xff << n)))};
 }
+// Every output bit of a byte is a sum of input bits (GFNI). LOWBIT_BIT_MATRIX says that any placement of bits
+// is one operation; decode.h shifts and masks for the other sets.
+#define LOWBIT_BIT_MATRIX 1
+// Bits [from, from + width) of each byte to bit `to` and up, zeros elsewhere.
+constexpr uint64_t bit_matrix(int from, int width, int to) {
+  uint64_t rows = 0;  // output bit i is made by byte 7 - i
+  for (int b = 0; b < width; ++b) rows |= (uint64_t{1} << (from + b)) << (8 * (7 - to - b));
+  return rows;
+}
+template <uint64_t rows>
+LOWBIT_INLINE U8 place(U8 a) {
+  return {_mm512_gf2p8affine_epi64_epi8(a.v, _mm512_set1_epi64(static_cast<long long>(rows)), 0)};
+}
+// Like shift_right, but what comes in at the top of each byte is the neighbour's.
+template <int n>
+LOWBIT_INLINE U8 shift_right_loose(U8 a) {
+  return {_mm512_srli_epi16(a.v, n)};
+}
+// t[low four bits of i]: no mask, since a lookup of 64 entries takes six bits and finds the table four times.
+LOWBIT_INLINE U8 lookup_low4(const uint8_t* t, U8 i) {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(t));
+  return {_mm512_permutexvar_epi8(i.v, _mm512_broadcast_i32x4(table))};
+}
+// Where i >= 192: t[low six bits of i], elsewhere a.
+LOWBIT_INLINE U8 lookup64_from_192(U8 a, const uint8_t* t, U8 i) {
+  const __mmask64 from = _mm512_cmpge_epu8_mask(i.v, _mm512_set1_epi8(static_cast<char>(192)));
+  return {_mm512_mask_permutexvar_epi8(a.v, from, i.v, _mm512_loadu_si512(t))};
+}
+// (a & mask) | b
+LOWBIT_INLINE U8 merge(U8 a, U8 b, U8 mask) { return {_mm512_ternarylogic_epi64(a.v, b.v, mask.v, 0xEC)}; }
 LOWBIT_INLINE U8 spread_rows(const uint8_t* p) {
   const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return {_mm512_shuffle_epi8(wide, _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0x00000000))};

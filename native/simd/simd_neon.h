@@ -135,6 +135,10 @@ template <int n>
 LOWBIT_INLINE I32 shift_left(I32 x) {
   return {vshlq_n_s32(x.a, n), vshlq_n_s32(x.b, n), vshlq_n_s32(x.c, n), vshlq_n_s32(x.d, n)};
 }
+template <int n>
+LOWBIT_INLINE I32 shift_right(I32 x) {
+  return {vshrq_n_s32(x.a, n), vshrq_n_s32(x.b, n), vshrq_n_s32(x.c, n), vshrq_n_s32(x.d, n)};
+}
 LOWBIT_INLINE I32 load_u8_i32(const uint8_t* p) {
   const uint8x16_t x = vld1q_u8(p);
   const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_high_u8(x);

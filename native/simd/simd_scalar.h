@@ -132,6 +132,10 @@ template <int n>
 inline I32 shift_left(I32 a) {
   LOWBIT_MAP(I32, 16, wrap(static_cast<uint32_t>(a.v[i]) << n));
 }
+template <int n>
+inline I32 shift_right(I32 a) {
+  LOWBIT_MAP(I32, 16, a.v[i] >> n);
+}
 inline I32 load_u8_i32(const uint8_t* p) { LOWBIT_MAP(I32, 16, p[i]); }
 inline void store_i8(int8_t* p, I32 a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);

@@ -1,6 +1,6 @@
-"""Base-3 codes and multipliers against plain codes of the same weights: equal to the bit, since the integers are.
+"""Base-3 codes and multipliers against plain codes of the same weights: equal to the bit.
 
-Runs itself on every other instruction set and compares digests.
+The integers are the same, so the results are. Runs itself on the other instruction sets and compares digests.
 """
 
 import hashlib

@@ -1,0 +1,172 @@
+// Sums of one segment of base-3 codes (docs/formats.md): five ternary codes in a byte, of five consecutive
+// steps. The low six bits of a byte below 192 look up four codes at once as fields of two bits, its top two
+// bits are the fifth; the 51 bytes from 192 on look up all five.
+#include <algorithm>
+#include <cstring>
+
+#include "gemv.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+struct Base3Tables {
+  alignas(64) uint8_t four[64], four_from_192[64], fifth_from_192[64];
+};
+constexpr Base3Tables make_tables() {
+  Base3Tables tables = {};
+  const auto fields = [](Trits t) {
+    return static_cast<uint8_t>(t.codes[0] | t.codes[1] << 2 | t.codes[2] << 4 | t.codes[3] << 6);
+  };
+  for (int i = 0; i < 64; ++i) {
+    const Trits special = trits_of(static_cast<uint8_t>(192 + i));
+    tables.four[i] = fields(trits_of(static_cast<uint8_t>(i)));
+    tables.four_from_192[i] = fields(special);
+    tables.fifth_from_192[i] = static_cast<uint8_t>(special.codes[4] << 6);
+  }
+  return tables;
+}
+constexpr Base3Tables kTables = make_tables();
+
+constexpr size_t kVectorBytes = 2 * 64;               // of both tiles
+constexpr size_t kGroupSteps = kActivationGroup / 4;  // 16 steps of a segment
+constexpr size_t kRound = kGroupSteps;                // 16 vectors hold 5 such groups
+constexpr size_t kTouched = 4;                        // vectors that one group touches
+
+// The codes of one vector: four in fields of two bits, the fifth in the top two bits of another byte.
+struct Fields {
+  U8 four, fifth;
+};
+
+LOWBIT_INLINE Fields decode(U8 v) {
+#ifdef LOWBIT_BIT_MATRIX
+  return {lookup64_from_192(lookup64(kTables.four, v), kTables.four_from_192, v),
+          lookup64_from_192(and_(v, set1_u8(0xc0)), kTables.fifth_from_192, v)};
+#else
+  alignas(16) constexpr uint8_t kFrom192[16] = {0, 0xff};
+  const U8 special = lookup16(kFrom192, and_(shift_right<7>(v), shift_right<6>(v)));
+  const U8 i = and_(v, set1_u8(63)), top = and_(v, set1_u8(0xc0));
+  const auto choose = [&](U8 a, U8 b) LOWBIT_EXPANDED { return xor_(a, and_(xor_(a, b), special)); };
+  return {choose(lookup64(kTables.four, i), lookup64(kTables.four_from_192, i)),
+          choose(top, lookup64(kTables.fifth_from_192, i))};
+#endif
+}
+
+template <size_t place>
+LOWBIT_INLINE U8 code_of(const Fields& f) {
+  if constexpr (place == 4) return shift_right<6>(f.fifth);
+  return and_(shift_right<2 * place>(f.four), set1_u8(3));
+}
+
+#ifdef LOWBIT_BIT_MATRIX
+// Codes of linear levels stay where they are, times 4^place, with a sum for each of the four powers.
+template <int limbs>
+struct Powers {
+  I32 dot[2][limbs][4];
+};
+
+// Segment `g` of the five that begin at `codes`; both tiles of a step share the activations.
+template <int limbs, size_t g>
+void linear_group(const uint8_t* codes, const int8_t* x, const int8_t* y, int32_t start, I32* out) {
+  Powers<limbs> sums;
+  unroll<2 * limbs * 4>([&](auto i)
+                            LOWBIT_UNROLLED { sums.dot[i / 4 / limbs][i / 4 % limbs][i % 4] = zero_i32(); });
+  unroll<2>([&](auto tile) LOWBIT_UNROLLED { sums.dot[tile][limbs - 1][0] = set1_i32(start); });
+  Fields fields[2];
+  expand<kGroupSteps>([&](auto i) LOWBIT_EXPANDED {
+    constexpr size_t step = kGroupSteps * g + i, place = step % kTritSteps, power = place < 4 ? place : 3;
+    const uint8_t* p = codes + step / kTritSteps * kVectorBytes;
+    if constexpr (i == 0 || place == 0) {
+      fields[0] = decode(load_once(p));
+      fields[1] = decode(load_once(p + 64));
+      fetch_ahead<2>(p);
+    }
+    const I32 a = broadcast4(x + 4 * i);
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      U8 w = fields[tile].fifth;
+      if constexpr (place < 4) w = and_(fields[tile].four, set1_u8(3 << (2 * place)));
+      auto& dot = sums.dot[tile];
+      dot[0][power] = dot4(dot[0][power], w, a);
+      if constexpr (limbs == 2) dot[1][power] = dot4(dot[1][power], w, broadcast4(y + 4 * i));
+    });
+  });
+  unroll<2 * limbs>([&](auto i) LOWBIT_UNROLLED {
+    const auto& dot = sums.dot[i / limbs][i % limbs];
+    out[i] = add(dot[0], shift_right<2>(add(dot[1], shift_right<2>(add(dot[2], shift_right<2>(dot[3]))))));
+  });
+}
+#endif
+
+template <Map map, int limbs>
+void any_group(const CodeTerm& t, const uint8_t* codes, size_t g, const int8_t* x, const int8_t* y,
+               int32_t start, I32* out) {
+  constexpr int weight_limbs = kWeightLimbs<map>;
+  const size_t first = kGroupSteps * g / kTritSteps, skip = kGroupSteps * g % kTritSteps;
+  for (size_t tile = 0; tile < 2; ++tile) {
+    U8 all[kTouched * kTritSteps];
+    for (size_t v = 0; v < kTouched; ++v) {
+      const Fields f = decode(load_u8(codes + (first + v) * kVectorBytes + tile * 64));
+      expand<kTritSteps>([&](auto place)
+                             LOWBIT_EXPANDED { all[v * kTritSteps + place] = code_of<place>(f); });
+    }
+    U8 high[kGroupSteps], low[kGroupSteps];
+    for (size_t s = 0; s < kGroupSteps; ++s) {
+      high[s] = all[skip + s];
+      if constexpr (map == Map::table2) low[s] = lookup16(t.low, high[s]);
+      if constexpr (map != Map::linear) high[s] = lookup16(t.high, high[s]);
+    }
+    for (int limb = 0; limb < limbs; ++limb) {
+      const I32 begin = limb == limbs - 1 ? set1_i32(start) : zero_i32();
+      I32* sums = out + tile * weight_limbs * limbs + limb;
+      sums[0] = dot_chunk<2, map>(begin, high, limb ? y : x);
+      if constexpr (map == Map::table2) sums[limbs] = dot_chunk<2, map>(begin, low, limb ? y : x);
+    }
+  }
+}
+
+template <Map map, int limbs>
+void sums_of(const CodeTerm& t, const Segment& s, I32* out) {
+  const size_t group = s.k / kActivationGroup, g = group % kTritSteps;
+  const size_t round = group / kTritSteps * kRound, first = round + kGroupSteps * g / kTritSteps;
+  const uint8_t* codes = s.codes + round * kVectorBytes;
+  const int8_t* x = s.high + s.k;
+  const int8_t* y = limbs == 2 ? s.low + s.k : x;
+  // The last group may be cut short, and so may its vectors: go on with zeros.
+  alignas(64) uint8_t copy[kRound * kVectorBytes];
+  alignas(64) int8_t inputs[2][kActivationGroup];
+  if (s.end - s.k < kActivationGroup || first + kTouched > t.vectors) {
+    const size_t vectors = first < t.vectors ? std::min(kTouched, t.vectors - first) : 0;
+    uint8_t* to = copy + (first - round) * kVectorBytes;
+    std::memset(to, 0, kTouched * kVectorBytes);
+    std::memcpy(to, codes + (first - round) * kVectorBytes, vectors * kVectorBytes);
+    std::memset(inputs, 0, sizeof inputs);
+    std::memcpy(inputs[0], x, s.end - s.k);
+    std::memcpy(inputs[1], y, s.end - s.k);
+    codes = copy;
+    x = inputs[0];
+    y = inputs[1];
+  }
+#ifdef LOWBIT_BIT_MATRIX
+  if constexpr (map == Map::linear) {
+    constexpr void (*kGroups[])(const uint8_t*, const int8_t*, const int8_t*, int32_t, I32*) = {
+        linear_group<limbs, 0>, linear_group<limbs, 1>, linear_group<limbs, 2>, linear_group<limbs, 3>,
+        linear_group<limbs, 4>};
+    return kGroups[g](codes, x, y, s.start, out);
+  }
+#endif
+  any_group<map, limbs>(t, codes, g, x, y, s.start, out);
+}
+
+template <Map map>
+SegmentSums kernel(int limbs) {
+  return limbs == 2 ? sums_of<map, 2> : sums_of<map, 1>;
+}
+
+}  // namespace
+
+SegmentSums base3_sums(const CodeTerm& t, int limbs) {
+  if (t.map == Map::table1) return kernel<Map::table1>(limbs);
+  if (t.map == Map::table2) return kernel<Map::table2>(limbs);
+  return kernel<Map::linear>(limbs);
+}
+
+}  // namespace lowbit::LOWBIT_ISA

@@ -1,0 +1,172 @@
+// Integer sums of one segment of a block, decoded in registers: what every one-token product is made of. One
+// body per width and kind of levels; what surrounds it (gemv.cc) is compiled once.
+#include <cstring>
+
+#include "gemv.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+// Step `step` of a tile as the bytes of a dot product, the low limb of two-byte levels too.
+template <int bits, Map map, bool selected>
+LOWBIT_INLINE void look_up(const CodeTerm& t, U8 selector, U8 code, U8& high, U8& low) {
+  if constexpr (selected) code = or_(code, selector);
+  const auto find = [&](const uint8_t* table) LOWBIT_EXPANDED {
+    if constexpr (selected) return lookup64(table, code);
+    return lookup<bits>(table, code);
+  };
+  if constexpr (map == Map::table2) low = find(t.low);
+  high = map == Map::linear ? code : find(t.high);
+}
+
+// 32 inputs of both tiles.
+template <int bits, Map map, bool selected, int limbs>
+LOWBIT_INLINE void dot_both(const CodeTerm& t, const uint8_t* codes, const U8 (&selector)[2], const int8_t* x,
+                            const int8_t* y, I32 (&dot)[2][kWeightLimbs<map>][limbs]) {
+  unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+    U8 high[kSteps], low[kSteps];
+    unpack_codes<bits>(codes + tile * 64 * bits, high);
+    if constexpr (map != Map::linear) {
+      for (size_t s = 0; s < kSteps; ++s)
+        look_up<bits, map, selected>(t, selector[tile], high[s], high[s], low[s]);
+    }
+    unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+      dot[tile][0][limb] = dot_chunk<bits, map>(dot[tile][0][limb], high, limb ? y : x);
+      if constexpr (map == Map::table2)
+        dot[tile][1][limb] = dot_chunk<bits, map>(dot[tile][1][limb], low, limb ? y : x);
+    });
+  });
+}
+
+template <int bits, Map map, bool selected, int limbs>
+void sums_of(const CodeTerm& t, const Segment& s, I32* out) {
+  constexpr int weight_limbs = kWeightLimbs<map>;
+  I32 dot[2][weight_limbs][limbs];
+  unroll<2 * weight_limbs>([&](auto i) LOWBIT_UNROLLED {
+    dot[i % 2][i / 2][0] = zero_i32();
+    dot[i % 2][i / 2][limbs - 1] = set1_i32(s.start);
+  });
+  U8 selector[2] = {};
+  if constexpr (selected) {
+    selector[0] = shift_left<4>(spread_rows(s.selectors));
+    selector[1] = shift_left<4>(spread_rows(s.selectors + kTileRows));
+  }
+  const uint8_t* codes = s.codes + s.k / kChunk * 2 * 64 * bits;
+  for (size_t c = s.k / kChunk * kChunk; c < s.end; c += kChunk) {
+    const int8_t* x = s.high + c;
+    const int8_t* y = limbs == 2 ? s.low + c : x;
+    // A chunk that a segment covers half of is multiplied with zeros in the other half.
+    alignas(32) int8_t half[2][kChunk];
+    if (c < s.k || c + kChunk > s.end) {
+      const size_t from = c < s.k ? 16 : 0;
+      std::memset(half, 0, sizeof half);
+      std::memcpy(half[0] + from, x + from, 16);
+      std::memcpy(half[1] + from, y + from, 16);
+      x = half[0];
+      y = half[1];
+    }
+    dot_both<bits, map, selected, limbs>(t, codes, selector, x, y, dot);
+    fetch_ahead<2 * bits>(codes);
+    codes += 2 * 64 * bits;
+  }
+  unroll<2 * weight_limbs * limbs>([&](auto i) LOWBIT_UNROLLED {
+    out[i] = dot[i / (weight_limbs * limbs)][i / limbs % weight_limbs][i % limbs];
+  });
+}
+
+// Multipliers of a row's groups of 16 or more inputs: the sum of multiplier * sum(level * x) over them. A
+// group's sums are complete when it ends or when the segment does.
+template <int bits, int limbs>
+void multiplied_sums_of(const CodeTerm& t, const Segment& s, I32* out) {
+  I32 total[2][limbs], part[2][limbs], base[2] = {zero_i32(), zero_i32()};
+  unroll<2 * limbs>(
+      [&](auto i) LOWBIT_UNROLLED { total[i / limbs][i % limbs] = part[i / limbs][i % limbs] = zero_i32(); });
+  const uint8_t* codes = s.codes + s.k / kChunk * 2 * 64 * bits;
+  size_t k = s.k, begin = s.k;
+  const auto half = [&](auto which) LOWBIT_EXPANDED {
+    constexpr size_t from = which * kSteps / 2;
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      U8 w[kSteps], four[kSteps / 2];
+      unpack_codes<bits>(codes + tile * 64 * bits, w);
+      for (size_t i = 0; i < kSteps / 2; ++i) four[i] = w[from + i];
+      unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+        part[tile][limb] = dot_chunk<bits, Map::linear>(part[tile][limb], four, (limb ? s.low : s.high) + k);
+      });
+    });
+    k += 16;
+    const size_t group = (k - 16) / t.multiplier_size;
+    if (k != s.end && k % t.multiplier_size != 0) return;
+    if (group < t.multiplier_groups) {  // beyond them lies padding
+      const I32 pairs = load_u8_i32(s.multipliers + group * kTileRows);
+      const I32 multiplier[2] = {and_(pairs, set1_i32(15)), shift_right<4>(pairs)};
+      const I32 sum = set1_i32(s.sums[k / kSumStride] - s.sums[begin / kSumStride]);
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+        base[tile] = add(base[tile], mul(multiplier[tile], sum));
+        unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+          total[tile][limb] = add(total[tile][limb], mul(multiplier[tile], part[tile][limb]));
+          part[tile][limb] = zero_i32();
+        });
+      });
+    }
+    begin = k;
+  };
+  while (true) {  // a segment begins at a multiple of 64
+    half(std::integral_constant<size_t, 0>());
+    fetch_ahead<2 * bits>(codes);
+    if (k == s.end) break;
+    half(std::integral_constant<size_t, 1>());
+    codes += 2 * 64 * bits;
+    if (k == s.end) break;
+  }
+  const I32 step = set1_i32(t.step), first = set1_i32(t.base);
+  unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+    unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
+      I32 sum = t.step == 1 ? total[tile][limb] : mul(total[tile][limb], step);
+      if (limb == limbs - 1) sum = add(sum, mul(base[tile], first));
+      out[tile * limbs + limb] = sum;
+    });
+  });
+}
+
+template <int bits, int limbs>
+SegmentSums kernel(const CodeTerm& t) {
+  if constexpr (bits <= 4) {
+    if (t.multipliers) return multiplied_sums_of<bits, limbs>;
+    if (t.selectors && t.map == Map::table1) return sums_of<bits, Map::table1, true, limbs>;
+    if (t.selectors) return sums_of<bits, Map::table2, true, limbs>;
+  }
+  if (t.map == Map::linear) return sums_of<bits, Map::linear, false, limbs>;
+  if (t.map == Map::table1) return sums_of<bits, Map::table1, false, limbs>;
+  return sums_of<bits, Map::table2, false, limbs>;
+}
+
+template <int bits>
+SegmentSums kernel(const CodeTerm& t, int limbs) {
+  return limbs == 2 ? kernel<bits, 2>(t) : kernel<bits, 1>(t);
+}
+
+}  // namespace
+
+SegmentSums segment_sums(const CodeTerm& t, int limbs) {
+  if (t.base3) return base3_sums(t, limbs);
+  switch (t.bits) {
+    case 1:
+      return kernel<1>(t, limbs);
+    case 2:
+      return kernel<2>(t, limbs);
+    case 3:
+      return kernel<3>(t, limbs);
+    case 4:
+      return kernel<4>(t, limbs);
+    case 5:
+      return kernel<5>(t, limbs);
+    case 6:
+      return kernel<6>(t, limbs);
+    case 7:
+      return kernel<7>(t, limbs);
+    default:
+      return kernel<8>(t, limbs);
+  }
+}
+
+}  // namespace lowbit::LOWBIT_ISA
