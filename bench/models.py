@@ -100,7 +100,7 @@ def _safetensors_bytes(path: Path) -> int:
     return sum(end - begin for begin, end in spans)
 
 
-def kv_bytes(config: dict[str, int], tokens: int, bits: int = 16) -> int:
-    """Bytes of keys and values of `tokens` tokens."""
-    per_token = 2 * config["n_layers"] * config["n_kv_heads"] * config["head_dim"] * bits // 8
-    return per_token * tokens
+def kv_bytes(config: dict[str, int], tokens: int, bits: int = 8) -> int:
+    """Bytes of keys and values of `tokens` tokens; 8 bits come with three float32 scales for 64 channels."""
+    head = 2 * config["head_dim"] * bits // 8 + (12 if bits == 8 else 0)
+    return config["n_layers"] * config["n_kv_heads"] * head * tokens

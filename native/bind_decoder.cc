@@ -189,6 +189,7 @@ void bind_spec(nb::module_& m) {
       .def_rw("sub_norm", &DecoderSpec::sub_norm)
       .def_rw("attention_scale", &DecoderSpec::attention_scale)
       .def_rw("activation_bits", &DecoderSpec::activation_bits)
+      .def_rw("kv_bits", &DecoderSpec::kv_bits)
       .def_rw("rotary_dim", &DecoderSpec::rotary_dim);
 }
 

@@ -33,11 +33,12 @@ struct DecoderSpec {
   bool sub_norm = false;  // RMSNorm before the o and down projections
   float attention_scale = 0;
   int activation_bits = 8;  // 8 or 16
+  int kv_bits = 16;         // of keys and values: 16, or 8 for attention in integers
   size_t rotary_dim = 0;    // leading dimensions of a head that rotate; 0: none
 
   size_t q_size() const { return n_heads * head_dim; }
   size_t kv_size() const { return n_kv_heads * head_dim; }
-  KvShape kv_shape() const { return {n_layers, n_kv_heads, head_dim}; }
+  KvShape kv_shape() const { return {n_layers, n_kv_heads, head_dim, kv_bits}; }
 };
 
 // One layer. Matrices belong to the caller; vectors are copies, empty where the network has none.

@@ -37,10 +37,16 @@ void Walk::append(size_t index, const Slice& slice, size_t query, size_t kv_head
   p.norm = offset_or_null(layer.k_norm, 0);
   float* key = w_.attention_scratch_[member_.id].get();
   kernels_.prepare_head(p, projected, key);
-  const size_t segment = position / kSegment;
+  const size_t segment = position / kSegment, stride = spec_.kv_shape().value_stride();
+  const float* bias = offset_or_null(layer.v_bias, kv_head * dim);
+  if (spec_.kv_bits == 8) {
+    const KvIntegers kv8 = slice.cache->integers(segment, index, kv_head);
+    kernels_.store_integer_key(key, dim, position, kv8);
+    kernels_.store_integer_value(projected + kv, bias, dim, stride, position, kv8);
+    return;
+  }
   kernels_.store_key(key, dim, position, slice.cache->keys(segment, index, kv_head));
-  kernels_.store_value(projected + kv, offset_or_null(layer.v_bias, kv_head * dim), dim,
-                       spec_.kv_shape().value_stride(), position,
+  kernels_.store_value(projected + kv, bias, dim, stride, position,
                        slice.cache->values(segment, index, kv_head));
 }
 
@@ -91,6 +97,12 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     }
   };
 
+  // Rounded queries lie where float ones would, one float row at a time behind them.
+  const bool integers = spec_.kv_bits == 8;
+  const size_t groups = spec_.kv_shape().key_groups();
+  int8_t* rounded = reinterpret_cast<int8_t*>(queries);
+  float* scales = queries + rows * stride / sizeof(float);
+  int32_t* starts = reinterpret_cast<int32_t*>(scales + rows * groups);
   if (first <= item.last_segment) {
     for (size_t row = 0; row < rows; ++row) {
       const size_t token = slice.row + item.first_query + row / group;
@@ -99,22 +111,33 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
       p.bias = offset_or_null(layer.q_bias, head * dim);
       p.norm = offset_or_null(layer.q_norm, 0);
       p.scale = spec_.attention_scale;
-      kernels_.prepare_head(p, w_.qkv_ + token * w_.qkv_stride_ + head * dim, queries + row * stride);
+      float* query = integers ? wide : queries + row * stride;
+      kernels_.prepare_head(p, w_.qkv_ + token * w_.qkv_stride_ + head * dim, query);
+      if (integers)
+        kernels_.round_query(query, dim, rounded + row * stride, scales + row * groups,
+                             starts + row * groups);
     }
   }
+  const float unit = integers ? kLn2 : 1;
   const AttentionTile tile = {queries, rows,     group,        dim,
-                              stride,  position, layer.window, spec_.kv_shape().segment_elements()};
-  const auto attend_segment = [&](size_t segment, const AttentionState& state) {
+                              stride,  position, layer.window, spec_.kv_shape().segment_bytes() / 2};
+  const IntegerTile integer_tile = {rounded, scales, starts, rows,     group,
+                                    groups,  dim,    stride, position, layer.window};
+  const auto attend_segment = [&](size_t segment, bool fresh, const AttentionState& state) {
+    if (integers) {
+      kernels_.attend_integers(integer_tile, slice.cache->integers(segment, index, item.kv_head),
+                               segment * kSegment, fresh, state);
+      return;
+    }
     kernels_.attend(tile, slice.cache->keys(segment, index, item.kv_head),
-                    slice.cache->values(segment, index, item.kv_head), segment * kSegment, state, wide);
+                    slice.cache->values(segment, index, item.kv_head), segment * kSegment,
+                    fresh ? state : part, wide);
+    if (!fresh) kernels_.merge(rows, stride, unit, state, part);
   };
 
   if (item.first_segment == 0 && item.last_segment + 1 == item.segments) {  // the whole tile
-    attend_segment(first, total);
-    for (size_t segment = first + 1; segment <= item.last_segment; ++segment) {
-      attend_segment(segment, part);
-      kernels_.merge(rows, stride, total, part);
-    }
+    for (size_t segment = first; segment <= item.last_segment; ++segment)
+      attend_segment(segment, segment == first, total);
     finish(total);
     return;
   }
@@ -125,12 +148,12 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     state.sum = state.peak + rows;
     return state;
   };
-  if (item.first_segment >= first_seen) attend_segment(item.first_segment, partial(item.first_segment));
+  if (item.first_segment >= first_seen) attend_segment(item.first_segment, true, partial(item.first_segment));
   if (w_.open_parts_[item.tile].fetch_sub(1) > 1) return;
   w_.open_parts_[item.tile] = item.segments;  // for the next layer
   const AttentionState all = partial(first_seen);
   for (size_t segment = first_seen + 1; segment < item.segments; ++segment)
-    kernels_.merge(rows, stride, all, partial(segment));
+    kernels_.merge(rows, stride, unit, all, partial(segment));
   finish(all);
 }
 

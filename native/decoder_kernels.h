@@ -43,6 +43,21 @@ struct AttentionState {
   float* mixed;  // [rows][stride]
 };
 
+// The same over 8-bit keys and values: rows are rounded queries, see isa/attention_integer.cc.
+struct IntegerTile {
+  const int8_t* queries;  // [rows][stride]
+  const float* scales;    // [rows][groups], times log2(e): scores are binary logarithms
+  const int32_t* starts;  // [rows][groups], -128 * the sum of the group: what makes up for keys plus 128
+  size_t rows;
+  size_t group;   // query heads per key-value head
+  size_t groups;  // of 64 channels in a head
+  size_t head_dim;
+  size_t stride;
+  size_t position;
+  size_t window;
+};
+struct KvIntegers;
+
 struct DecoderKernels {
   // x += y + bias where y is not null (bias may be), then out = x / sqrt(mean(x^2) + eps) * weight, and out's
   // integers where row is not null. out may be x.
@@ -63,8 +78,19 @@ struct DecoderKernels {
   // scratch: 64 * (head_dim + stride) floats.
   void (*attend)(const AttentionTile& tile, const uint16_t* keys, const uint16_t* values, size_t segment,
                  const AttentionState& state, float* scratch);
-  // Folds the state of the next segment into the state of all earlier ones.
-  void (*merge)(size_t rows, size_t stride, const AttentionState& total, const AttentionState& part);
+
+  // 8 bit: rounds a prepared query (a row of IntegerTile); stores a key, and a value with its padding.
+  void (*round_query)(const float* query, size_t head_dim, int8_t* out, float* scales, int32_t* starts);
+  void (*store_integer_key)(const float* key, size_t head_dim, size_t position, const KvIntegers& kv);
+  void (*store_integer_value)(const float* value, const float* bias, size_t head_dim, size_t stride,
+                              size_t position, const KvIntegers& kv);
+  // Attention over one segment; folded into `state` unless that is fresh.
+  void (*attend_integers)(const IntegerTile& tile, const KvIntegers& kv, size_t segment, bool fresh,
+                          const AttentionState& state);
+
+  // Folds the state of the next segment into the state of all earlier ones; peaks are logarithms in `unit`.
+  void (*merge)(size_t rows, size_t stride, float unit, const AttentionState& total,
+                const AttentionState& part);
   // out[0 .. head_dim) = mixed / sum of one row.
   void (*finish)(const AttentionState& total, size_t row, size_t head_dim, size_t stride, float* out);
 
@@ -76,6 +102,10 @@ struct DecoderKernels {
 // Keys that attention looks at together; blocks lie at fixed positions, so a query's arithmetic does not
 // depend on its companions.
 constexpr size_t kAttentionBlock = 64;
+
+// Peaks of float attention are natural logarithms, those of integer attention binary ones.
+constexpr float kLn2 = 0x1.62e430p-1f;
+constexpr float kLog2e = 0x1.715476p+0f;
 
 // The table of the active instruction set.
 const DecoderKernels& decoder_kernels();

@@ -14,7 +14,7 @@ KvCache::KvCache(const KvShape& shape, size_t capacity) : shape_(shape), capacit
     throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) + " must be 1 to " +
                                 std::to_string(kLimit) + " positions");
   const size_t segments = (capacity + kSegment - 1) / kSegment;
-  const size_t segment_bytes = shape.segment_elements() * sizeof(uint16_t);
+  const size_t segment_bytes = shape.segment_bytes();
   if (segments > (size_t{1} << 46) / segment_bytes)
     throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) +
                                 " needs more than 64 TiB; " + "ask for fewer positions");
@@ -28,14 +28,13 @@ KvCache::KvCache(const KvShape& shape, size_t capacity) : shape_(shape), capacit
     throw std::runtime_error("KvCache: the system refused " + std::to_string(reserved_bytes_) +
                              " bytes of address space for capacity=" + std::to_string(capacity) +
                              "; ask for fewer positions");
-  data_ = static_cast<uint16_t*>(memory);
+  data_ = static_cast<uint8_t*>(memory);
 }
 
 KvCache::~KvCache() { munmap(data_, reserved_bytes_); }
 
 size_t KvCache::bytes() const {
-  return capacity_ * shape_.n_layers * shape_.n_kv_heads * (shape_.head_dim + shape_.value_stride()) *
-         sizeof(uint16_t);
+  return capacity_ * shape_.n_layers * shape_.n_kv_heads * shape_.position_bytes();
 }
 
 void KvCache::truncate(size_t length) {

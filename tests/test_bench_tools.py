@@ -165,7 +165,9 @@ def test_weight_bytes_of_a_directory(tmp_path):
 
 
 def test_kv_bytes_of_smollm2():
-    assert models.kv_bytes({"n_layers": 30, "n_kv_heads": 3, "head_dim": 64}, tokens=1) == 23040
+    sizes = {"n_layers": 30, "n_kv_heads": 3, "head_dim": 64}
+    assert models.kv_bytes(sizes, tokens=1, bits=16) == 23040
+    assert models.kv_bytes(sizes, tokens=1) == 30 * 3 * 140
 
 
 # Reports

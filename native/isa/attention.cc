@@ -8,8 +8,7 @@
 // Work is done in groups of kRows rows, all accumulators in registers:
 //   scores  [rows][64 keys]  += query[d] (broadcast) * key[d][16 keys]     for d in order
 //   mixed   [rows][head_dim] += weight[key] (broadcast) * value[key][16]   for key in order
-#include "decoder_kernels.h"
-#include "exponential.h"
+#include "attention.h"
 #include "kv_cache.h"
 
 namespace lowbit::LOWBIT_ISA {
@@ -25,12 +24,7 @@ LOWBIT_INLINE void fetch(const Number* next, size_t offset) {
   }
 }
 
-constexpr float kHidden = -__builtin_inff();
 constexpr size_t kVectors = kAttentionBlock / 16;
-// Rows and vectors of one register tile: 6 x 4 accumulators of AVX-512's 32 registers, 2 x 2 pairs of
-// AVX2's 16.
-constexpr size_t kRows = kGemmColumns;
-constexpr size_t kWide = kGemmColumns > 2 ? 4 : 2;
 static_assert(kSegment % kAttentionBlock == 0 && kAttentionBlock % kKeyLanes == 0, "blocks tile segments");
 
 LOWBIT_INLINE F32 load_number(const float* p) { return load(p); }
@@ -92,19 +86,6 @@ __attribute__((noinline)) void mix(const float* weights, const float* fade, cons
     for (size_t v = 0; v < vectors; ++v) store(mixed + r * stride + 16 * v, acc[r][v]);
 }
 
-// Keys of the block at `block` that a query at `position` sees: [first, last) within the block.
-struct Span {
-  size_t first, last;
-};
-LOWBIT_INLINE Span visible(size_t position, size_t window, size_t block) {
-  const size_t begin = window && position + 1 > window ? position + 1 - window : 0;
-  const size_t end = position + 1;
-  Span s;
-  s.first = begin <= block ? 0 : begin - block < kAttentionBlock ? begin - block : kAttentionBlock;
-  s.last = end <= block ? 0 : end - block < kAttentionBlock ? end - block : kAttentionBlock;
-  return s;
-}
-
 // The exponential of 16 numbers where only a few are wanted.
 LOWBIT_INLINE void exponentials(float* x) { store(x, exponential(load(x))); }
 
@@ -163,7 +144,7 @@ void attend_rows(const AttentionTile& t, size_t row, const Block<Number>& b, con
   Span spans[rows];
   size_t first = kAttentionBlock, last = 0;
   for (size_t r = 0; r < rows; ++r) {
-    spans[r] = visible(t.position + (row + r) / t.group, t.window, b.position);
+    spans[r] = visible(t.position + (row + r) / t.group, t.window, b.position, kAttentionBlock);
     if (spans[r].first < first) first = spans[r].first;
     if (spans[r].last > last) last = spans[r].last;
   }
@@ -244,20 +225,17 @@ void attend(const AttentionTile& t, const uint16_t* keys, const uint16_t* values
   }
 }
 
-void merge(size_t rows, size_t stride, const AttentionState& total, const AttentionState& part) {
-  for (size_t r = 0; r < rows; ++r) {
-    const float next = total.peak[r] > part.peak[r] ? total.peak[r] : part.peak[r];
-    const float base = next == kHidden ? 0.0f : next;
-    alignas(64) float fade[16] = {};
-    fade[0] = total.peak[r] - base;
-    fade[1] = part.peak[r] - base;
-    exponentials(fade);
-    total.peak[r] = next;
-    total.sum[r] = total.sum[r] * fade[0] + part.sum[r] * fade[1];
-    const F32 a = set1(fade[0]), b = set1(fade[1]);
-    float* x = total.mixed + r * stride;
-    const float* y = part.mixed + r * stride;
-    for (size_t d = 0; d < stride; d += 16) store(x + d, fma(load(y + d), b, mul(load(x + d), a)));
+void merge(size_t rows, size_t stride, float unit, const AttentionState& total, const AttentionState& part) {
+  alignas(64) float old[16], now[16];
+  for (size_t first = 0; first < rows; first += 16) {
+    const size_t count = rows - first < 16 ? rows - first : 16;
+    fold_sums(count, {total.peak + first, total.sum + first, nullptr},
+              {part.peak + first, part.sum + first, nullptr}, unit, old, now);
+    for (size_t r = 0; r < count; ++r) {
+      float* x = total.mixed + (first + r) * stride;
+      const float* y = part.mixed + (first + r) * stride;
+      for (size_t d = 0; d < stride; d += 16) store(x + d, fold(load(x + d), load(y + d), old[r], now[r]));
+    }
   }
 }
 

@@ -1,21 +1,11 @@
-// Norms, rotations, activations, 16-bit stores and sums of exponentials, on rows of floats.
+// Norms, rotations, activations and sums of exponentials, on rows of floats.
 #include "decoder_kernels.h"
 #include "exponential.h"
-#include "kv_cache.h"
 #include "quantize.h"
+#include "rows.h"
 
 namespace lowbit::LOWBIT_ISA {
 namespace {
-
-constexpr float kLargestFp16 = 65504.0f;
-
-LOWBIT_INLINE F32 load_up_to(const float* p, size_t n) { return n >= 16 ? load(p) : load_n(p, n); }
-LOWBIT_INLINE void store_up_to(float* p, F32 v, size_t n) {
-  if (n >= 16)
-    store(p, v);
-  else
-    store_n(p, v, n);
-}
 
 // x + y + bias, whose vector i is what f(i, vector) sees; y may be null, and bias too.
 template <typename F>
@@ -140,30 +130,6 @@ void prepare_head(const HeadPreparation& p, const float* x, float* out) {
   }
 }
 
-// Cut to what fp16 holds. The bounds come first, so NaN stays NaN.
-LOWBIT_INLINE F32 saturate(F32 v) { return max(set1(-kLargestFp16), min(set1(kLargestFp16), v)); }
-
-void store_key(const float* key, size_t head_dim, size_t position, uint16_t* segment_keys) {
-  const size_t slot = position % kSegment;
-  uint16_t* out = segment_keys + slot / kKeyLanes * kKeyLanes * head_dim + slot % kKeyLanes;
-  for (size_t i = 0; i < head_dim; i += 16) {
-    const size_t left = head_dim - i < 16 ? head_dim - i : 16;
-    uint16_t narrow[16];
-    store_fp16(narrow, saturate(load_up_to(key + i, left)));
-    for (size_t k = 0; k < left; ++k) out[(i + k) * kKeyLanes] = narrow[k];
-  }
-}
-
-void store_value(const float* value, const float* bias, size_t head_dim, size_t stride, size_t position,
-                 uint16_t* segment_values) {
-  uint16_t* out = segment_values + position % kSegment * stride;
-  for (size_t i = 0; i < head_dim; i += 16) {
-    F32 v = load_up_to(value + i, head_dim - i);
-    if (bias) v = add(v, load_up_to(bias + i, head_dim - i));
-    store_fp16(out + i, saturate(v));
-  }
-}
-
 float largest(const float* x, size_t n) {
   F32 a = set1(x[0]), b = a;
   size_t i = 0;
@@ -197,8 +163,6 @@ void add_elementwise_kernels(DecoderKernels& table) {
   table.norm = norm;
   table.activate = activate;
   table.prepare_head = prepare_head;
-  table.store_key = store_key;
-  table.store_value = store_value;
   table.largest = largest;
   table.exp_sum = exp_sum;
 }

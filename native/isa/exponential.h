@@ -23,4 +23,20 @@ LOWBIT_INLINE F32 exponential(F32 x) {
   return select_gt(lowest, x, zero_f32(), mul(p, from_bits(scale_exponent(to_i32(n)))));
 }
 
+// scale * 2^x for x <= 0, within 3e-6 of it; exactly `scale` at 0, 0 below -120, NaN for NaN. For weights
+// that are rounded to 8 bits. x = n + r with |r| <= 1/2; 2^r = 1 + r P(r), P of degree 3.
+LOWBIT_INLINE F32 power_of_two(F32 x, float scale) {
+  const F32 lowest = set1(-120.0f);
+  const F32 c = max(lowest, x);
+  // Adding 1.5 * 2^23 leaves an integer in the low bits, here n plus the bias of an exponent.
+  const F32 shift = set1(12582912.0f + 127.0f);
+  const F32 shifted = add(c, shift);
+  const F32 r = sub(c, sub(shifted, shift));
+  F32 p = fma(set1(0x1.3a02ccp-7f * scale), r, set1(0x1.c9fc46p-5f * scale));
+  p = fma(p, r, set1(0x1.ec0378p-3f * scale));
+  p = fma(p, r, set1(0x1.62e12cp-1f * scale));
+  p = fma(p, r, set1(scale));
+  return select_gt(lowest, x, zero_f32(), mul(p, from_bits(shift_left<23>(bits(shifted)))));
+}
+
 }  // namespace lowbit::LOWBIT_ISA

@@ -11,19 +11,21 @@ INT4 = Format.integer(4)
 
 
 @pytest.mark.parametrize(
-    ("text", "weights", "activations"),
+    ("text", "weights", "activations", "kv_bits"),
     [
-        ("int4-g64", "int4-g64", "int8"),
-        ("w4a8kv16", "int4-g64", "int8"),
-        ("w4a16", "int4-g64", "int16"),
-        ("W8A8", "int8-g64", "int8"),
-        ("w16a16kv16", "fp16", "int16"),
-        ("mxfp4", "mxfp4", "int8"),
+        ("int4-g64", "int4-g64", "int8", 8),
+        ("w4a8kv16", "int4-g64", "int8", 16),
+        ("w4a8kv8", "int4-g64", "int8", 8),
+        ("w4a16", "int4-g64", "int16", 16),
+        ("w4a16kv8", "int4-g64", "int16", 8),
+        ("W8A8", "int8-g64", "int8", 8),
+        ("w16a16kv16", "fp16", "int16", 16),
+        ("mxfp4", "mxfp4", "int8", 8),
     ],
 )
-def test_parse(text, weights, activations):
+def test_parse(text, weights, activations, kv_bits):
     scheme = Scheme.parse(text)
-    assert (scheme.weights.name, scheme.activations, scheme.kv_bits) == (weights, activations, 16)
+    assert (scheme.weights.name, scheme.activations, scheme.kv_bits) == (weights, activations, kv_bits)
     assert Scheme.parse(scheme) is scheme
 
 
@@ -89,9 +91,9 @@ def test_layers_are_copied():
     assert set(scheme.layers) == {"a"}
 
 
-@pytest.mark.parametrize("value", ["w4a8kv4", "w4a8kv8", {"weights": "int4", "kv_bits": 8}])
+@pytest.mark.parametrize("value", ["w4a8kv4", {"weights": "int4", "kv_bits": 4}])
 def test_unsupported_cache_says_what_is_supported(value):
-    with pytest.raises(UnsupportedError, match="16 bits"):
+    with pytest.raises(UnsupportedError, match="use 8 or 16"):
         Scheme.parse(value)
 
 

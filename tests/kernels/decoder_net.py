@@ -31,6 +31,7 @@ class Net:
     windows: tuple[int, ...] = (0, 0)
     rope_layers: tuple[bool, ...] = (True, True)
     activation_bits: int = 8
+    kv_bits: int = 16
     bits: int = 0  # of the codes; 0: float32 weights
     norm_eps: float = 1e-5
     factor: float = 1.0
@@ -43,7 +44,7 @@ class Net:
 
 SPEC_FIELDS = (
     *("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size"),
-    *("norm_eps", "activation", "qk_norm", "sub_norm", "activation_bits", "rotary_dim"),
+    *("norm_eps", "activation", "qk_norm", "sub_norm", "activation_bits", "kv_bits", "rotary_dim"),
 )
 
 NETS = {
@@ -51,6 +52,7 @@ NETS = {
     "one_kv_head": Net(n_kv_heads=1),
     "nine_heads": Net(n_heads=9, n_kv_heads=3, head_dim=8, rotary_dim=8),
     "head_80_partial": Net(head_dim=80, rotary_dim=20, n_kv_heads=4),
+    "head_128": Net(head_dim=128, rotary_dim=128, n_heads=2, n_kv_heads=1),
     "head_48": Net(head_dim=48, rotary_dim=48),
     "head_24": Net(head_dim=24, rotary_dim=24, n_heads=2, n_kv_heads=1),
     "windows": Net(windows=(5, 0)),
@@ -133,8 +135,60 @@ def build(net: Net) -> _native.Decoder:
     return decoder
 
 
+def seen_keys(n: int, window: int) -> np.ndarray:
+    """Which key (column) each query (row) sees."""
+    distance = np.arange(n)[:, None] - np.arange(n)
+    return (distance >= 0) & ((window == 0) | (distance < window))
+
+
+def attend_floats(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
+    """Attention [n, heads, dim] with keys and values rounded to float16."""
+    k, v = (
+        np.repeat(a.astype(np.float16).astype(np.float64), net.n_heads // net.n_kv_heads, 1) for a in (k, v)
+    )
+    scores = np.einsum("ihd,jhd->hij", q, k) * net.head_dim**-0.5
+    scores = np.where(seen_keys(len(q), window), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v)
+
+
+def round_groups(x: np.ndarray, size: int) -> np.ndarray:
+    """x with each run of `size` channels rounded to 127 steps of its largest magnitude either way."""
+    out = np.empty_like(x)
+    for at in range(0, x.shape[-1], size):
+        part = x[..., at : at + size]
+        scale = np.maximum(np.abs(part).max(-1, keepdims=True), 1e-18) / 127
+        out[..., at : at + size] = np.rint(part / scale) * scale
+    return out
+
+
+def attend_integers(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
+    """Attention [n, heads, dim] as attention_integer.cc defines it.
+
+    Queries and keys have 8 bits per 64 channels, values per head; in each segment of 256 keys the weights
+    times the values' scales have 8 bits of the largest.
+    """
+    n, group = len(q), net.n_heads // net.n_kv_heads
+    scales = np.maximum(np.abs(v).max(-1), 1e-18) / 127  # [n, kv heads]
+    q, k = round_groups(q * net.head_dim**-0.5, 64), round_groups(k, 64)
+    v, scales = (np.repeat(a, group, 1) for a in (round_groups(v, net.head_dim), scales))
+    scores = np.einsum("ihd,jhd->hij", q, np.repeat(k, group, 1)) + np.log(scales).T[:, None]
+    scores = np.where(seen_keys(n, window), scores, -np.inf)
+    mixed, total = np.zeros((n, net.n_heads, net.head_dim)), np.zeros((n, net.n_heads))
+    top = scores.max(-1, keepdims=True)  # folding segments multiplies by exp(their own maximum - this)
+    for at in range(0, n, 256):
+        part = scores[..., at : at + 256]
+        peak = part.max(-1, keepdims=True)
+        weights = 255 * np.exp(part - np.where(np.isfinite(peak), peak, 0))
+        fade = np.exp(peak - top)
+        values, inverses = v[at : at + 256] / scales[at : at + 256, :, None], 1 / scales[at : at + 256]
+        mixed += np.einsum("hij,jhd->ihd", np.rint(weights) * fade, values)
+        total += np.einsum("hij,jh->ih", weights * fade, inverses)
+    return mixed / total[..., None]
+
+
 def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
-    """Logits [tokens, vocab] in float64, with keys and values rounded to float16."""
+    """Logits [tokens, vocab] in float64, with keys and values rounded as net.kv_bits says."""
     w = {name: x.astype(np.float64) for name, x in net.weights.items()}
     n, heads, kv, dim = len(tokens), net.n_heads, net.n_kv_heads, net.head_dim
     angles = (np.arange(n, dtype=np.float32)[:, None] * net.inverse_frequencies()).astype(np.float64)
@@ -157,7 +211,6 @@ def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
         "gelu_tanh": lambda g: 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))),
     }
     x = w["embed"][tokens]
-    position = np.arange(n)
     for i in range(net.n_layers):
         at = f"layers.{i}."
         h = norm(x, w[at + "input_norm"])
@@ -167,13 +220,8 @@ def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
             q, k = norm(q, w[at + "q_norm"]), norm(k, w[at + "k_norm"])
         if net.rope_layers[i] and net.rotary_dim:
             q, k = rotate(q), rotate(k)
-        k, v = (np.repeat(a.astype(np.float16).astype(np.float64), heads // kv, 1) for a in (k, v))
-        scores = np.einsum("ihd,jhd->hij", q, k) * dim**-0.5
-        distance = position[:, None] - position
-        seen = (distance >= 0) & ((net.windows[i] == 0) | (distance < net.windows[i]))
-        scores = np.where(seen, scores, -np.inf)
-        p = np.exp(scores - scores.max(-1, keepdims=True))
-        h = np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v).reshape(n, -1)
+        attend = attend_integers if net.kv_bits == 8 else attend_floats
+        h = attend(net, q, k, v, net.windows[i]).reshape(n, -1)
         if net.sub_norm:
             h = norm(h, w[at + "attn_sub_norm"])
         x = x + linear(h, at + "o")
@@ -194,7 +242,10 @@ def digest() -> str:
     total = hashlib.sha256()
     for name in ("nine_heads", "head_80_partial", "bitnet", "biases", "odd_sizes", "qk_norm"):
         for bits in (0, 4):
-            net = make(replace(NETS[name], bits=bits, activation_bits=16 if name == "biases" else 8))
+            wide = name == "biases"
+            net = make(
+                replace(NETS[name], bits=bits, activation_bits=16 if wide else 8, kv_bits=16 if wide else 8)
+            )
             decoder, tokens = build(net), random_tokens(net, 290)
             cache = _native.KvCache(decoder, 300)
             total.update(decoder.logits(tokens[:280], [cache], [280]).tobytes())

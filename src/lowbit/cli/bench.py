@@ -37,6 +37,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         activations=args.activations,
         context=args.context,
         threads=args.threads,
+        kv_bits=args.kv_bits,
         prefill=args.prefill,
         decode=args.decode,
         repeats=args.repeats,

@@ -27,7 +27,13 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     parameters = options.sampling_parameters(args)
     from lowbit.engine import Conversation, load
 
-    model = load(locate(args.model), activations=args.activations, context=args.context, threads=args.threads)
+    model = load(
+        locate(args.model),
+        activations=args.activations,
+        context=args.context,
+        threads=args.threads,
+        kv_bits=args.kv_bits,
+    )
     if not model.has_chat_template:
         raise UnsupportedError(
             f"chat: {args.model} has no chat template (it is a base model); use `lowbit run --raw`"

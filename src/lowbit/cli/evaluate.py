@@ -28,7 +28,13 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.engine import load
     from lowbit.measure import perplexity
 
-    model = load(locate(args.model), activations=args.activations, context=args.context, threads=args.threads)
+    model = load(
+        locate(args.model),
+        activations=args.activations,
+        context=args.context,
+        threads=args.threads,
+        kv_bits=args.kv_bits,
+    )
     with output.Progress("perplexity") as bar:
 
         def step(done: int, total: int, so_far: float) -> None:
@@ -43,6 +49,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "windows": result.windows,
         "seconds": result.seconds,
         "activations": args.activations,
+        "kv_bits": model.model.kv_bits,
     }
 
 

@@ -51,6 +51,13 @@ def add_runtime(parser: argparse.ArgumentParser, context_help: str) -> None:
         default="int8",
         help="precision of the inputs of matrix products (default %(default)s; int16 is slower and exacter)",
     )
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=[8, 16],
+        metavar="N",
+        help="of keys and values: 8 or 16 (default: 8 with int8 activations, 16 with int16)",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float, max_tokens: int) -> None:

@@ -28,7 +28,13 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     prompt = _prompt(args)
     from lowbit.engine import load
 
-    model = load(locate(args.model), activations=args.activations, context=args.context, threads=args.threads)
+    model = load(
+        locate(args.model),
+        activations=args.activations,
+        context=args.context,
+        threads=args.threads,
+        kv_bits=args.kv_bits,
+    )
     raw = args.raw or not model.has_chat_template
     if raw:
         if args.system is not None:

@@ -320,12 +320,14 @@ def load(
     activations: str = "int8",
     context: int | None = None,
     threads: int | None = None,
+    kv_bits: int | None = None,
 ) -> LanguageModel:
     """Load a model: a directory, a .gguf file, a hub id, or `smollm2-135m`.
 
     activations: "int8" or "int16" (two int8 limbs: slower, closest to float).
     context: tokens of prompt and answer together; None: what the model was trained for.
     threads: None: what the machine and its cgroup allow, or LOWBIT_THREADS.
+    kv_bits: of keys and values: 8 or 16; None: 8 with int8 activations, 16 with int16.
     """
     from lowbit.model.loader import load_model
 
@@ -334,7 +336,7 @@ def load(
         from lowbit.model.download import resolve  # a tenth of the start-up time, so only when needed
 
         found = resolve(str(path))
-    model = load_model(found, activations=activations, context=context, threads=threads)
+    model = load_model(found, activations=activations, context=context, threads=threads, kv_bits=kv_bits)
     _return_free_memory()
     return LanguageModel(model)
 

@@ -13,8 +13,14 @@ from lowbit.formats.format import Format
 from lowbit.formats.parse import format_from_json, format_to_json, parse_format
 
 ACTIVATIONS = ("int8", "int16")
+KV_BITS = (8, 16)
 EMBEDDING_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 _SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})(?:kv(\d{1,2}))?")
+
+
+def default_kv_bits(activations: str) -> int:
+    """8 with int8 activations, whose perplexity it does not change; with int16 attention stays exact."""
+    return 8 if activations == "int8" else 16
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,14 @@ class Scheme:
     embedding: format of token embedding and output head; None: int6-g32 if weights have less than 8 bits,
         int8-g32 from 8 bits on, and the weights' own format if that is a plain float
     activations: "int8", or "int16" (two int8 limbs)
-    kv_bits: bits of the KV cache; 16
+    kv_bits: bits of keys and values: 16, or 8 for attention in integers; None: default_kv_bits(activations)
     layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
     """
 
     weights: Format
     embedding: Format | None = None
     activations: str = "int8"
-    kv_bits: int = 16
+    kv_bits: int | None = None
     layers: Mapping[str, Format] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -48,10 +54,10 @@ class Scheme:
             raise UnsupportedError(
                 f"Scheme: activations {self.activations!r}, must be one of {', '.join(ACTIVATIONS)}"
             )
-        if self.kv_bits != 16:
-            raise UnsupportedError(
-                f"Scheme: kv_bits={self.kv_bits} is not supported; the KV cache holds 16 bits"
-            )
+        if self.kv_bits is None:
+            object.__setattr__(self, "kv_bits", default_kv_bits(self.activations))
+        elif self.kv_bits not in KV_BITS:
+            raise UnsupportedError(f"Scheme: kv_bits={self.kv_bits} is not supported; use 8 or 16")
         for pattern, fmt in self.layers.items():
             if not isinstance(pattern, str) or not isinstance(fmt, Format):
                 raise FormatError(
@@ -75,7 +81,9 @@ class Scheme:
             if weight_bits not in (*range(1, 9), 16):
                 raise UnsupportedError(f"Scheme.parse({value!r}): w{weight_bits}, must be w1 to w8 or w16")
             weights = Format.plain("fp16") if weight_bits == 16 else Format.integer(weight_bits)
-            return Scheme(weights, activations=f"int{activation_bits}", kv_bits=int(match[3] or 16))
+            return Scheme(
+                weights, activations=f"int{activation_bits}", kv_bits=int(match[3]) if match[3] else None
+            )
         return Scheme(parse_format(value))
 
     def format_for(self, tensor_name: str) -> Format:
@@ -116,7 +124,7 @@ class Scheme:
             weights=format_from_json(value["weights"]),
             embedding=None if embedding is None else format_from_json(embedding),
             activations=value.get("activations", "int8"),
-            kv_bits=value.get("kv_bits", 16),
+            kv_bits=value.get("kv_bits"),
             layers={pattern: format_from_json(fmt) for pattern, fmt in layers.items()},
         )
 

@@ -35,6 +35,7 @@ def bench(
     activations: str = "int8",
     context: int | None = None,
     threads: int | None = None,
+    kv_bits: int | None = None,
     prefill: int = 512,
     decode: int = 128,
     repeats: int = 3,
@@ -51,12 +52,12 @@ def bench(
     if min(prefill, decode, repeats) < 1:
         raise RequestError(f"bench: prefill={prefill}, decode={decode}, repeats={repeats}; each must be >= 1")
     say = progress or (lambda text: None)
-    model = load(path, activations=activations, context=context, threads=threads)
+    model = load(path, activations=activations, context=context, threads=threads, kv_bits=kv_bits)
     first_token_time = None
     if first_token and model.tokenizer is not None:
         say("time to first token of a fresh process")
         first_token_time = first_token_seconds(
-            path, activations=activations, context=context, threads=threads, repeats=repeats
+            path, activations=activations, context=context, threads=threads, kv_bits=kv_bits, repeats=repeats
         )
     prefill = min(prefill, model.context)
     decode = min(decode, model.context - WARM_UP_STEPS - 1)
@@ -101,6 +102,7 @@ def bench(
         "prefill_bound_fraction": of_peak,
         "cpu": cpu_name(),
         "activations": activations,
+        "kv_bits": model.model.kv_bits,
         "prefill_tokens": prefill,
         "decode_tokens": decode,
         "weight_bytes_per_token": weight_bytes,
@@ -150,6 +152,7 @@ def first_token_seconds(
     activations: str = "int8",
     context: int | None = None,
     threads: int | None = None,
+    kv_bits: int | None = None,
     repeats: int = 3,
 ) -> float:
     """Median seconds from the start of a fresh `lowbit run` to the first text on its output."""
@@ -157,6 +160,7 @@ def first_token_seconds(
     command += ["--max-tokens", "1", "--activations", activations]
     command += ["--context", str(context)] if context is not None else []
     command += ["--threads", str(threads)] if threads is not None else []
+    command += ["--kv-bits", str(kv_bits)] if kv_bits is not None else []
     # The child must find this package also when it is not installed.
     root = os.path.dirname(os.path.dirname(sys.modules["lowbit"].__file__ or ""))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *_python_path()])}
@@ -185,11 +189,12 @@ def weight_bytes_per_token(model: LanguageModel) -> int:
 
 
 def kv_bytes_per_token(model: LanguageModel, length: float) -> float:
-    """Bytes of 16-bit keys and values that a step at `length` tokens of context reads."""
+    """Bytes of keys and values that a step at `length` tokens of context reads."""
     config = model.config
+    one = model.model.cache(1).nbytes  # of one position
     windows = config.windows or (0,) * config.n_layers
     seen = sum(min(length, window) if window else length for window in windows)
-    return seen * 2 * config.n_kv_heads * config.head_dim * 2
+    return seen * one / config.n_layers
 
 
 def prefill_multiply_adds(model: LanguageModel, tokens: int) -> int:

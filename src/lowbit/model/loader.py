@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, RequestError, UnsupportedError
+from lowbit.formats.scheme import KV_BITS, default_kv_bits
 from lowbit.model.config import ModelConfig
 from lowbit.model.families import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
 from lowbit.model.rope import inverse_frequencies
@@ -38,6 +39,7 @@ class LoadedModel:
     weights: dict[str, PackedMatrix]  # matrices by canonical name; a tied head appears once, as the embedding
     context: int  # positions of one sequence, at most
     activations: str  # "int8" | "int16"
+    kv_bits: int  # of keys and values: 8 | 16
     nbytes: int  # of all weights, norms and biases included
     bits_per_weight: float  # 8 * nbytes over the number of weights
 
@@ -53,6 +55,7 @@ def load_model(
     activations: str = "int8",
     context: int | None = None,
     threads: int | None = None,
+    kv_bits: int | None = None,
 ) -> LoadedModel:
     """Load a checkpoint for the CPU.
 
@@ -61,6 +64,7 @@ def load_model(
     context: positions that one sequence may hold; None: those of the published checkpoint. The dynamic
         rope scaling depends on it, see rope.inverse_frequencies.
     threads: of all native work in this process; None: as it is.
+    kv_bits: of keys and values: 16, or 8 for attention in integers; None: 8 with int8 activations, else 16.
     Raises CheckpointError, UnsupportedError or RequestError; nothing is loaded halfway.
     """
     from lowbit import _native
@@ -68,17 +72,21 @@ def load_model(
 
     if activations not in ACTIVATION_BITS:
         raise RequestError(f"load: activations={activations!r}; use one of {', '.join(ACTIVATION_BITS)}")
+    if kv_bits is None:
+        kv_bits = default_kv_bits(activations)
+    if kv_bits not in KV_BITS:
+        raise RequestError(f"load: kv_bits={kv_bits}; use 8 or 16, or none for the default")
     if threads is not None:
         if threads < 1:
             raise RequestError(f"load: threads={threads}; use at least 1, or none for the default")
         _native.set_threads(threads)
     if not isinstance(source, (str, PathLike)):
-        return _load(source, activations, context)
+        return _load(source, activations, context, kv_bits)
     with open_checkpoint(source) as checkpoint:
-        return _load(checkpoint, activations, context)
+        return _load(checkpoint, activations, context, kv_bits)
 
 
-def _load(checkpoint: Checkpoint, activations: str, context: int | None) -> LoadedModel:
+def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits: int) -> LoadedModel:
     config = checkpoint.config
     positions = _context(config, context)
     config, expected = _coverage(checkpoint, config)
@@ -105,10 +113,11 @@ def _load(checkpoint: Checkpoint, activations: str, context: int | None) -> Load
         path=Path(checkpoint.path),
         config=config,
         tokenizer=checkpoint.tokenizer(),
-        decoder=_build(config, native, weights, vectors, positions, ACTIVATION_BITS[activations]),
+        decoder=_build(config, native, weights, vectors, positions, ACTIVATION_BITS[activations], kv_bits),
         weights=weights,
         context=positions,
         activations=activations,
+        kv_bits=kv_bits,
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / count,
     )
@@ -168,6 +177,7 @@ def _build(
     vectors: dict[str, np.ndarray],
     context: int,
     activation_bits: int,
+    kv_bits: int,
 ) -> Any:
     """The native decoder of the described network; its own limits surface as UnsupportedError."""
     from lowbit import _native
@@ -189,6 +199,7 @@ def _build(
     ):
         setattr(spec, name, getattr(config, name))
     spec.activation_bits = activation_bits
+    spec.kv_bits = kv_bits
     spec.rotary_dim = config.rope.rotary_dim
     frequencies, attention_factor = inverse_frequencies(config, context)
     try:
