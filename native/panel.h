@@ -11,8 +11,8 @@ namespace lowbit {
 struct Panel {
   struct Head {
     bool wide;
-    bool small;    // all |w| <= 64
     int32_t step;  // wide only
+    int32_t peak;  // no |w| is larger
   };
   Head* head;
   float* scales;         // [groups][32], times the term's unit

@@ -69,7 +69,7 @@ struct TileMemory {
 
 // The exact integers of inputs [k, end) as floats: weight_limbs x limbs dot products, each pair of limbs
 // 128 times the next.
-template <size_t columns, int weight_limbs, int limbs, bool plain, bool small>
+template <size_t columns, int weight_limbs, int limbs, bool plain, int depth>
 LOWBIT_INLINE void segment(const Operands& o, size_t number, size_t group, size_t k, size_t end,
                            F32 (&total)[columns][2]) {
   const size_t padded = o.a.padded;
@@ -80,13 +80,13 @@ LOWBIT_INLINE void segment(const Operands& o, size_t number, size_t group, size_
     I32 sum[columns][2];
     unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
       unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-        const I32 begin = kBiased<small> ? load_i32(starts + tile * kTileRows) : zero_i32();
+        const I32 begin = kBiased<depth> ? load_i32(starts + tile * kTileRows) : zero_i32();
         unroll<columns>([&](auto c) LOWBIT_UNROLLED {
           sum[c][tile] = limb == 0 ? begin : add(shift_left<7>(sum[c][tile]), begin);
         });
       });
       const int8_t* const codes = limb + 1 == limbs && limbs == 2 ? o.a.low : o.a.high;
-      add_dots<columns, small>(sum, weights, codes + o.first * padded + k, padded, end - k);
+      add_dots<columns, depth>(sum, weights, codes + o.first * padded + k, padded, end - k);
     });
     unroll<2>([&](auto tile) LOWBIT_UNROLLED {
       I32 correction = zero_i32();
@@ -110,7 +110,7 @@ LOWBIT_INLINE void segment(const Operands& o, size_t number, size_t group, size_
 }
 
 // The order of float operations is that of decode.h, Runs: each segment a run of its own here.
-template <size_t columns, int weight_limbs, int limbs, bool small>
+template <size_t columns, int weight_limbs, int limbs, int depth>
 void single_runs(const Operands& o) {
   const CodeTerm& t = o.t;
   const bool weights_outer = runs_of(t).weights_outer;
@@ -121,7 +121,7 @@ void single_runs(const Operands& o) {
   for (size_t k = 0, end; k < o.stop; k = end, ++number) {
     end = segment_end(k, group_end, o.stop);
     F32 total[columns][2];
-    segment<columns, weight_limbs, limbs, true, small>(o, number, group, k, end, total);
+    segment<columns, weight_limbs, limbs, true, depth>(o, number, group, k, end, total);
     const float* const weight_scales = o.panel.scales + group * kBlockRows;
     const float* const scales = activation_scales + k / kActivationGroup;
     if (weights_outer) {
@@ -150,7 +150,7 @@ void single_runs(const Operands& o) {
 }
 
 // Runs of several segments. Their totals need the registers, so f stays in memory and moves once per run.
-template <size_t columns, int weight_limbs, int limbs, bool small, bool weights_outer>
+template <size_t columns, int weight_limbs, int limbs, int depth, bool weights_outer>
 void long_runs(const Operands& o) {
   const CodeTerm& t = o.t;
   TileMemory<columns> memory(o);
@@ -164,7 +164,7 @@ void long_runs(const Operands& o) {
     for (bool first = true; k < run_end; first = false, ++number) {
       const size_t end = segment_end(k, group_end, o.stop);
       F32 total[columns][2];
-      segment<columns, weight_limbs, limbs, true, small>(o, number, group, k, end, total);
+      segment<columns, weight_limbs, limbs, true, depth>(o, number, group, k, end, total);
       const float* const weight_scales = o.panel.scales + group * kBlockRows;
       const size_t at = (k - run_begin) / kActivationGroup;
       const auto inner = [&](auto c, auto tile) LOWBIT_UNROLLED {
@@ -212,7 +212,7 @@ void general(const Operands& o) {
   for (size_t k = 0, end; k < o.stop; k = end, ++number) {
     end = segment_end(k, group_end, o.stop);
     F32 total[columns][2];
-    segment<columns, weight_limbs, limbs, false, false>(o, number, group, k, end, total);
+    segment<columns, weight_limbs, limbs, false, kDepths ? 0 : 1>(o, number, group, k, end, total);
     const bool first = runs.first(k, group_end - t.group_size), last = runs.last(end, group_end, o.stop);
     for (size_t tile = 0; tile < 2; ++tile) {
       const size_t row = group * kBlockRows + tile * kTileRows;
@@ -235,12 +235,12 @@ void general(const Operands& o) {
   memory.finish(o);
 }
 
-template <size_t columns, int weight_limbs, int limbs, bool small>
+template <size_t columns, int weight_limbs, int limbs, int depth>
 void product(const Operands& o) {
   const Runs runs = runs_of(o.t);
-  if (runs.single) return single_runs<columns, weight_limbs, limbs, small>(o);
-  if (runs.weights_outer) return long_runs<columns, weight_limbs, limbs, small, true>(o);
-  long_runs<columns, weight_limbs, limbs, small, false>(o);
+  if (runs.single) return single_runs<columns, weight_limbs, limbs, depth>(o);
+  if (runs.weights_outer) return long_runs<columns, weight_limbs, limbs, depth, true>(o);
+  long_runs<columns, weight_limbs, limbs, depth, false>(o);
 }
 
 using Tile = void (*)(const Operands&);
@@ -256,9 +256,9 @@ void walk(Operands o, size_t count, const Tile (&tiles)[widest]) {
   }
 }
 
-template <int weight_limbs, int limbs, bool small, size_t... narrower>
+template <int weight_limbs, int limbs, int depth, size_t... narrower>
 void walk_products(const Operands& o, size_t count, std::index_sequence<narrower...>) {
-  constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, small>...};
+  constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, depth>...};
   walk(o, count, tiles);
 }
 
@@ -269,8 +269,17 @@ void columns_any(const Operands& o, size_t count) {
     return walk(o, count, tiles);
   }
   constexpr auto widths = std::make_index_sequence<weight_limbs == 2 ? kTileColumns / 2 + 1 : kTileColumns>();
-  if (kHasSmall && o.panel.head->small) return walk_products<weight_limbs, limbs, true>(o, count, widths);
-  walk_products<weight_limbs, limbs, !kHasSmall>(o, count, widths);
+  if constexpr (!kDepths) {
+    walk_products<weight_limbs, limbs, 1>(o, count, widths);
+  } else {
+    if constexpr (weight_limbs == 1) {
+      const int peak = o.panel.head->peak;
+      if (peak <= largest_weight(8)) return walk_products<weight_limbs, limbs, 8>(o, count, widths);
+      if (peak <= largest_weight(4)) return walk_products<weight_limbs, limbs, 4>(o, count, widths);
+      if (peak <= largest_weight(1)) return walk_products<weight_limbs, limbs, 1>(o, count, widths);
+    }
+    walk_products<weight_limbs, limbs, 0>(o, count, widths);
+  }
 }
 
 }  // namespace

@@ -236,7 +236,7 @@ void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memor
   if (head.wide && t.map == Map::linear) range = {t.bits == 8 ? -128 : 0, (1 << t.bits) - 1};
   if (last) range = {std::min(range.low, levels.range[0].low), std::max(range.high, levels.range[0].high)};
   if (t.multipliers) range = {15 * range.low, 15 * range.high};
-  head.small = range.low >= -64 && range.high <= 64;
+  head.peak = std::max(-range.low, range.high);
   for (size_t group = 0; group < t.groups; ++group)
     for (size_t tile = 0; tile < 2; ++tile) {
       const size_t at = group * kBlockRows + tile * kTileRows, index = block * t.groups * kBlockRows + at;

@@ -1,10 +1,12 @@
 // Dot products of signed weights, for the product of many tokens. To simd.h's operations these are added:
 //
-//   activations4<small>(p)     four activations for every row, in the form that dot_signed wants
-//   dot_signed<small>(acc, w, x)   acc[r] += sum over j of int8(w[4r + j]) * x[4r + j], exact for weights of
-//                              -128 .. 127 (small: |w| <= 64) and activations of -127 .. 127
-//   kHasSmall                  whether dot_signed<true> is cheaper than dot_signed<false>
-//   kBiased<small>             whether x is activation + 128, so that a sum has to start from -128 * sum(w)
+//   activations4<depth>(p)     four activations for every row, in the form that dot_signed wants
+//   dot_signed<depth>(acc, w, x)   acc[r] += sum over j of int8(w[4r + j]) * x[4r + j], exact for weights of
+//                              -128 .. 127 (see kDepths) and activations of -127 .. 127
+//   kDepths                    how far sums fit 16 bits where there is no dot product into 32: depth 8, 4 and
+//   1
+//                              for |w| <= 8, 16, 64; depth 0 for all others. Elsewhere there is depth 1 only
+//   kBiased<depth>             whether x is activation + 128, so that a sum has to start from -128 * sum(w)
 //   sum_signed(acc, w)         acc[r] += sum over j of int8(w[4r + j])
 //   add_bytes sub_bytes mul_bytes    modulo 256
 //
@@ -17,22 +19,23 @@
 namespace lowbit::LOWBIT_ISA {
 
 #if defined(LOWBIT_ISA_avx2)
-constexpr bool kHasSmall = true;
+constexpr bool kDepths = true;
 #else
-constexpr bool kHasSmall = false;
+constexpr bool kDepths = false;
 #endif
+constexpr int largest_weight(int depth) { return depth ? 64 / depth : 128; }
 
 #if defined(LOWBIT_ISA_avx512)
 
-template <bool small>
+template <int depth>
 constexpr bool kBiased = true;
 
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 activations4(const int8_t* p) {
   return {_mm512_xor_si512(broadcast4(p).v, _mm512_set1_epi8(static_cast<char>(0x80)))};
 }
 // As assembly: GCC 12 copies accumulators around where the intrinsic's result is not its first operand.
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 dot_signed(I32 acc, U8 w, I32 x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(x.v), "v"(w.v));
   return acc;
@@ -49,35 +52,35 @@ LOWBIT_INLINE U8 mul_bytes(U8 a, U8 b) {
 #elif defined(LOWBIT_ISA_avx2) || defined(LOWBIT_ISA_avxvnni)
 
 #if defined(LOWBIT_ISA_avxvnni)
-template <bool small>
+template <int depth>
 constexpr bool kBiased = true;
-template <bool small>
+template <int depth>
 LOWBIT_INLINE __m256i dot_signed_half(__m256i acc, __m256i w, __m256i x) {
   return _mm256_dpbusd_avx_epi32(acc, x, w);
 }
 #else
 // 255 * 64 * 2 = 32640 fits int16. Larger weights take |w| and the activation with the sign of w: 128 * 127
 // * 2.
-template <bool small>
-constexpr bool kBiased = small;
-template <bool small>
+template <int depth>
+constexpr bool kBiased = depth > 0;
+template <int depth>
 LOWBIT_INLINE __m256i dot_signed_half(__m256i acc, __m256i w, __m256i x) {
   const __m256i pairs =
-      small ? _mm256_maddubs_epi16(x, w) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+      depth ? _mm256_maddubs_epi16(x, w) : _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #endif
 
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 activations4(const int8_t* p) {
   const I32 x = broadcast4(p);
-  if constexpr (!kBiased<small>) return x;
+  if constexpr (!kBiased<depth>) return x;
   const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
   return {_mm256_xor_si256(x.a, top), _mm256_xor_si256(x.b, top)};
 }
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 dot_signed(I32 acc, U8 w, I32 x) {
-  return {dot_signed_half<small>(acc.a, w.a, x.a), dot_signed_half<small>(acc.b, w.b, x.b)};
+  return {dot_signed_half<depth>(acc.a, w.a, x.a), dot_signed_half<depth>(acc.b, w.b, x.b)};
 }
 LOWBIT_INLINE I32 sum_signed(I32 acc, U8 w) {
   const __m256i one = _mm256_set1_epi8(1), ones = _mm256_set1_epi16(1);
@@ -95,10 +98,10 @@ LOWBIT_INLINE U8 mul_bytes(U8 x, U8 y) { return {mul_bytes_half(x.a, y.a), mul_b
 
 #elif defined(LOWBIT_ISA_neon) || defined(LOWBIT_ISA_neondot)
 
-template <bool small>
+template <int depth>
 constexpr bool kBiased = false;
 
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 activations4(const int8_t* p) {
   return broadcast4(p);
 }
@@ -114,7 +117,7 @@ LOWBIT_INLINE int32x4_t dot_signed_quarter(int32x4_t acc, uint8x16_t weights, in
 LOWBIT_INLINE int32x4_t sum_signed_quarter(int32x4_t acc, uint8x16_t w) {
   return vaddq_s32(acc, vpaddlq_s16(vpaddlq_s8(vreinterpretq_s8_u8(w))));
 }
-template <bool small>
+template <int depth>
 LOWBIT_INLINE I32 dot_signed(I32 acc, U8 w, I32 x) {
   return {dot_signed_quarter(acc.a, w.a, x.a), dot_signed_quarter(acc.b, w.b, x.b),
           dot_signed_quarter(acc.c, w.c, x.c), dot_signed_quarter(acc.d, w.d, x.d)};
@@ -135,14 +138,14 @@ LOWBIT_INLINE U8 mul_bytes(U8 x, U8 y) {
 
 #else
 
-template <bool small>
+template <int depth>
 constexpr bool kBiased = false;
 
-template <bool small>
+template <int depth>
 inline I32 activations4(const int8_t* p) {
   return broadcast4(p);
 }
-template <bool small>
+template <int depth>
 inline I32 dot_signed(I32 acc, U8 w, I32 x) {
   int8_t signed_bytes[64];
   std::memcpy(signed_bytes, x.v, 64);
