@@ -111,14 +111,14 @@ void one_token_product(const Product& p, size_t block, size_t stop, const Activa
                        MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  size_t groups = 1;
-  for (const CodeTerm& t : m.codes) groups = std::max(groups, t.groups);
-  float* const scales = reinterpret_cast<float*>(scratch.get(groups * kBlockRows * sizeof(float)));
+  size_t bytes = 0;
+  for (const CodeTerm& t : m.codes) bytes = std::max(bytes, gemv_scratch_bytes(t, a.padded));
+  uint8_t* const memory = scratch.get(bytes);
   alignas(kAlign) float acc[kBlocksAtOnce * kBlockRows];
   for (; block < stop; block += kBlocksAtOnce) {
     const size_t count = std::min(kBlocksAtOnce, stop - block);
     std::memset(acc, 0, count * kBlockRows * sizeof(float));
-    for (const CodeTerm& t : m.codes) kernels.gemv(t, block, count, a, 0, acc, scales);
+    for (const CodeTerm& t : m.codes) kernels.gemv(t, block, count, a, 0, acc, memory);
     for (size_t b = 0; b < count; ++b) {
       for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, 0, 1, acc + b * kBlockRows);
       store_block(p, block + b, 0, 1, acc + b * kBlockRows);

@@ -9,13 +9,19 @@ namespace lowbit {
 // Whether codes of this term can be decoded in registers for one token; the others are unpacked.
 inline bool has_gemv(const CodeTerm& t) { return !t.multipliers || (t.map == Map::linear && t.bits <= 4); }
 
+// Memory for the scales of a block as floats and for the list of its segments.
+constexpr size_t kSegmentBytes = 64;
+inline size_t gemv_scratch_bytes(const CodeTerm& t, size_t padded) {
+  return t.groups * kBlockRows * sizeof(float) + padded / kSumStride * kSegmentBytes;
+}
+
 struct MatmulKernels {
   // Quantizes one row of n floats. See matmul.h.
   void (*quantize_row)(const float* x, size_t n, const IntegerRow& row);
   // acc[block][32] += `blocks` consecutive blocks of a code term times one token, decoded in registers.
-  // Precondition: has_gemv(term). `scales` is room for as many floats as a block has scales.
+  // Precondition: has_gemv(term). `scratch` has gemv_scratch_bytes(), 64-byte aligned.
   void (*gemv)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
-               float* acc, float* scales);
+               float* acc, uint8_t* scratch);
   // Unpacks one block to a panel (panel.h) in `memory`, which is aligned and has room for it.
   void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* memory);
   // out[token * stride + row] += an unpacked block times `count` tokens from `first`, 32 rows; `fresh`: =

@@ -66,7 +66,8 @@ struct Powers {
 
 // Segment `g` of the five that begin at `codes`; both tiles of a step share the activations.
 template <int limbs, size_t g>
-void linear_group(const uint8_t* codes, const int8_t* x, const int8_t* y, int32_t start, I32* out) {
+LOWBIT_INLINE void linear_group(const uint8_t* codes, const int8_t* x, const int8_t* y, int32_t start,
+                                I32* out) {
   Powers<limbs> sums;
   unroll<2 * limbs * 4>([&](auto i)
                             LOWBIT_UNROLLED { sums.dot[i / 4 / limbs][i / 4 % limbs][i % 4] = zero_i32(); });
@@ -123,37 +124,56 @@ void any_group(const CodeTerm& t, const uint8_t* codes, size_t g, const int8_t* 
   }
 }
 
-template <Map map, int limbs>
-void sums_of(const CodeTerm& t, const Segment& s, I32* out) {
-  const size_t group = s.k / kActivationGroup, g = group % kTritSteps;
-  const size_t round = group / kTritSteps * kRound, first = round + kGroupSteps * g / kTritSteps;
-  const uint8_t* codes = s.codes + round * kVectorBytes;
-  const int8_t* x = s.high + s.k;
-  const int8_t* y = limbs == 2 ? s.low + s.k : x;
-  // The last group may be cut short, and so may its vectors: go on with zeros.
-  alignas(64) uint8_t copy[kRound * kVectorBytes];
+// A segment whose inputs or vectors end early goes on with zeros.
+struct Cut {
+  alignas(64) uint8_t codes[kRound * kVectorBytes];
   alignas(64) int8_t inputs[2][kActivationGroup];
-  if (s.end - s.k < kActivationGroup || first + kTouched > t.vectors) {
-    const size_t vectors = first < t.vectors ? std::min(kTouched, t.vectors - first) : 0;
-    uint8_t* to = copy + (first - round) * kVectorBytes;
-    std::memset(to, 0, kTouched * kVectorBytes);
-    std::memcpy(to, codes + (first - round) * kVectorBytes, vectors * kVectorBytes);
-    std::memset(inputs, 0, sizeof inputs);
-    std::memcpy(inputs[0], x, s.end - s.k);
-    std::memcpy(inputs[1], y, s.end - s.k);
-    codes = copy;
-    x = inputs[0];
-    y = inputs[1];
-  }
+};
+
+template <Map map, int limbs>
+void sums_of(const CodeTerm& t, const Operands& o, const Segment* segments, size_t count, I32* out) {
+  for (const Segment* s = segments; s < segments + count; ++s, out += 2 * kWeightLimbs<map> * limbs) {
+    const size_t group = s->k / kActivationGroup, g = group % kTritSteps;
+    const size_t round = group / kTritSteps * kRound, first = round + kGroupSteps * g / kTritSteps;
+    const uint8_t* codes = o.codes + round * kVectorBytes;
+    const int8_t* x = o.high + s->k;
+    const int8_t* y = limbs == 2 ? o.low + s->k : x;
+    Cut cut;
+    if (s->end - s->k < kActivationGroup || first + kTouched > t.vectors) {
+      const size_t vectors = first < t.vectors ? std::min(kTouched, t.vectors - first) : 0;
+      uint8_t* to = cut.codes + (first - round) * kVectorBytes;
+      std::memset(to, 0, kTouched * kVectorBytes);
+      std::memcpy(to, codes + (first - round) * kVectorBytes, vectors * kVectorBytes);
+      std::memset(cut.inputs, 0, sizeof cut.inputs);
+      std::memcpy(cut.inputs[0], x, s->end - s->k);
+      std::memcpy(cut.inputs[1], y, s->end - s->k);
+      codes = cut.codes;
+      x = cut.inputs[0];
+      y = cut.inputs[1];
+    }
 #ifdef LOWBIT_BIT_MATRIX
-  if constexpr (map == Map::linear) {
-    constexpr void (*kGroups[])(const uint8_t*, const int8_t*, const int8_t*, int32_t, I32*) = {
-        linear_group<limbs, 0>, linear_group<limbs, 1>, linear_group<limbs, 2>, linear_group<limbs, 3>,
-        linear_group<limbs, 4>};
-    return kGroups[g](codes, x, y, s.start, out);
-  }
+    if constexpr (map == Map::linear) {
+      switch (g) {
+        case 0:
+          linear_group<limbs, 0>(codes, x, y, s->start, out);
+          break;
+        case 1:
+          linear_group<limbs, 1>(codes, x, y, s->start, out);
+          break;
+        case 2:
+          linear_group<limbs, 2>(codes, x, y, s->start, out);
+          break;
+        case 3:
+          linear_group<limbs, 3>(codes, x, y, s->start, out);
+          break;
+        default:
+          linear_group<limbs, 4>(codes, x, y, s->start, out);
+      }
+      continue;
+    }
 #endif
-  any_group<map, limbs>(t, codes, g, x, y, s.start, out);
+    any_group<map, limbs>(t, codes, g, x, y, s->start, out);
+  }
 }
 
 template <Map map>

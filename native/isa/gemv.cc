@@ -2,66 +2,82 @@
 // back between the packed weights and the sums of a segment.
 #include "gemv.h"
 
+#include "matmul_kernels.h"
+
 namespace lowbit::LOWBIT_ISA {
 
 void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
-          float* scales);
+          uint8_t* scratch);
 
 namespace {
 
+// Segments whose sums lie in the first-level cache between the integers and the floats.
+constexpr size_t kBatch = 16;
+
+// Cuts a row into segments, the same for every block. Returns how many there are.
+template <Map map, bool plain>
+size_t cut(const CodeTerm& t, const Activations& a, size_t token, Segment* segments) {
+  const Runs runs = runs_of(t);
+  const size_t stop = t.groups == 1 ? a.padded : t.groups * t.group_size;
+  // What sums start from: see start() in decode.h; segments with multipliers do their own.
+  const int32_t lowered = kSignedBytes && (map != Map::linear || t.bits == 8) ? 128 : 0;
+  int32_t base = lowered + (map != Map::linear ? -128 : plain ? t.base : 0);
+  if (t.multipliers) base = 0;
+  size_t count = 0, group = 0, group_end = t.group_size;
+  for (size_t k = 0, end; k < stop; k = end, ++count) {
+    end = segment_end(k, group_end, stop);
+    const SegmentScale s = segment_scale(a, token, k, end);
+    segments[count] = {k, end, group, base * s.sum, runs.last(end, group_end, stop), s};
+    if (end == group_end) {
+      ++group;
+      group_end += t.group_size;
+    }
+  }
+  return count;
+}
+
 template <Map map, int limbs, bool plain>
 void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
-             float* scales) {
+             uint8_t* scratch) {
   constexpr int weight_limbs = kWeightLimbs<map>;
   const SegmentSums sums_of = segment_sums(t, limbs);
-  const Runs runs = runs_of(t);
-  const size_t padded = a.padded, stop = t.groups == 1 ? padded : t.groups * t.group_size;
-  const size_t block_bytes = code_block_bytes(t, padded / kChunk);
-  // What sums start from, see start() in decode.h; segments with multipliers do their own.
-  const bool lowered = kSignedBytes && (map != Map::linear || t.bits == 8);
-  const int32_t base = t.multipliers ? 0
-                                     : (lowered ? 128 : 0) + (map != Map::linear ? -128
-                                                              : plain            ? t.base
-                                                                                 : 0);
-  Segment segment = {};
-  segment.high = a.high + token * padded;
-  segment.low = limbs == 2 ? a.low + token * padded : nullptr;
-  segment.sums = a.sums + token * (padded / kSumStride + 1);
+  const bool weights_outer = runs_of(t).weights_outer;
+  const size_t block_bytes = code_block_bytes(t, a.padded / kChunk);
+  float* const scales = reinterpret_cast<float*>(scratch);
+  Segment* const segments = reinterpret_cast<Segment*>(scales + t.groups * kBlockRows);
+  const size_t count = cut<map, plain>(t, a, token, segments);
+  Operands o = {};
+  o.high = a.high + token * a.padded;
+  o.low = limbs == 2 ? a.low + token * a.padded : nullptr;
+  o.sums = a.sums + token * (a.padded / kSumStride + 1);
   for (const size_t last_block = block + blocks; block < last_block; ++block, acc += kBlockRows) {
     block_scales(t, block, scales);
-    segment.codes = t.codes + block * block_bytes;
-    if (t.multipliers) segment.multipliers = t.multipliers + block * t.multiplier_groups * kTileRows;
+    o.codes = t.codes + block * block_bytes;
+    if (t.selectors) o.selectors = t.selectors + block * t.groups * kBlockRows;
+    if (t.multipliers) o.multipliers = t.multipliers + block * t.multiplier_groups * kTileRows;
     F32 f[2] = {load(acc), load(acc + kTileRows)};
     // A run starts from -0: multiplying and adding to it is multiplying alone.
     F32 run[2] = {set1(-0.0f), set1(-0.0f)};
-    size_t group = 0, group_end = t.group_size;
-    for (size_t k = 0; k < stop;) {
-      const size_t end = segment_end(k, group_end, stop);
-      const SegmentScale s = segment_scale(a, token, k, end);
-      const size_t first = block * t.groups * kBlockRows + group * kBlockRows;
-      if (t.selectors) segment.selectors = t.selectors + first;
-      segment.k = k;
-      segment.end = end;
-      segment.start = base * s.sum;
-      I32 dot[2][weight_limbs][limbs];
-      sums_of(t, segment, &dot[0][0][0]);
-      const bool last = runs.last(end, group_end, stop);
-      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-        TileScale w = {};
-        w.scale = load(scales + group * kBlockRows + tile * kTileRows);
-        if constexpr (!plain) {
-          if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + first + tile * kTileRows);
-          if (t.offsets) w.offset = load_number(t.offset_type, t.offsets, first + tile * kTileRows);
-        }
-        add_total<plain>(f[tile], run[tile], segment_total<map, plain>(dot[tile], t, w, s), false, last,
-                         runs.weights_outer, t, w, s);
-        if (last) run[tile] = set1(-0.0f);
-      });
-      if (end == group_end) {
-        ++group;
-        group_end += t.group_size;
+    for (size_t first = 0; first < count; first += kBatch) {
+      I32 dot[kBatch][2][weight_limbs][limbs];
+      const size_t batch = count - first < kBatch ? count - first : kBatch;
+      sums_of(t, o, segments + first, batch, &dot[0][0][0][0]);
+      for (size_t i = 0; i < batch; ++i) {
+        const Segment& s = segments[first + i];
+        unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+          const size_t at = s.group * kBlockRows + tile * kTileRows;
+          TileScale w = {};
+          w.scale = load(scales + at);
+          if constexpr (!plain) {
+            const size_t index = block * t.groups * kBlockRows + at;
+            if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + index);
+            if (t.offsets) w.offset = load_number(t.offset_type, t.offsets, index);
+          }
+          add_total<plain>(f[tile], run[tile], segment_total<map, plain>(dot[i][tile], t, w, s.scale), false,
+                           s.last, weights_outer, t, w, s.scale);
+          if (s.last) run[tile] = set1(-0.0f);
+        });
       }
-      k = end;
     }
     store(acc, f[0]);
     store(acc + kTileRows, f[1]);
@@ -83,8 +99,9 @@ Gemv kernel(const CodeTerm& t, int limbs) {
 }  // namespace
 
 void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
-          float* scales) {
-  kernel(t, a.limbs)(t, block, blocks, a, token, acc, scales);
+          uint8_t* scratch) {
+  static_assert(sizeof(Segment) <= kSegmentBytes, "gemv_scratch_bytes() has to grow");
+  kernel(t, a.limbs)(t, block, blocks, a, token, acc, scratch);
 }
 
 }  // namespace lowbit::LOWBIT_ISA

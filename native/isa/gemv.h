@@ -5,27 +5,35 @@
 
 namespace lowbit::LOWBIT_ISA {
 
-// A run of inputs [k, end) of one block that share the weights' and the activations' scales: whole groups of
-// 16, within 64 from a multiple of 64.
+// A run of inputs [k, end) that share the weights' and the activations' scales: whole groups of 16, within 64
+// from a multiple of 64.
 struct Segment {
-  const uint8_t* codes;        // of the block
-  const uint8_t* selectors;    // of the 32 rows in this group, or null
-  const uint8_t* multipliers;  // of the block, or null
-  const int8_t* high;          // the token's activations
-  const int8_t* low;
-  const int32_t* sums;  // their prefix sums
-  size_t k, end;
+  size_t k, end, group;
   int32_t start;  // added to every sum of the low (or only) limb of activations
+  bool last;      // the run of segments ends here, see Runs
+  SegmentScale scale;
 };
 
-// The sums of both tiles: sums[tile][weight limb][activation limb].
-using SegmentSums = void (*)(const CodeTerm& term, const Segment& segment, I32* sums);
+// What segments are cut from: a block and a token.
+struct Operands {
+  const uint8_t* codes;
+  const uint8_t* selectors;    // [groups][32], or null
+  const uint8_t* multipliers;  // [multiplier_groups][16], or null
+  const int8_t* high;
+  const int8_t* low;
+  const int32_t* sums;  // prefix sums of the activations
+};
+
+// The sums of both tiles of `count` segments: sums[segment][tile][weight limb][activation limb]. Many at a
+// time, since a call costs as much as half a segment.
+using SegmentSums = void (*)(const CodeTerm& term, const Operands& o, const Segment* segments, size_t count,
+                             I32* sums);
 SegmentSums segment_sums(const CodeTerm& term, int limbs);
 SegmentSums base3_sums(const CodeTerm& term, int limbs);
 
-// acc[block][32] += `blocks` blocks of codes times one token; `scales` is room for the scales of a block.
+// acc[block][32] += `blocks` blocks of codes times one token; scratch: see gemv_scratch_bytes().
 using Gemv = void (*)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
-                      float* acc, float* scales);
+                      float* acc, uint8_t* scratch);
 // The kernel for a term that the fast ones of this instruction set cover, or null.
 Gemv fast_gemv(const CodeTerm& term, int limbs);
 

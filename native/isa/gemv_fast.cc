@@ -81,7 +81,8 @@ LOWBIT_INLINE void end_sums(const TileSums<bits> (&sums)[2], const CodeTerm& t, 
 // `span` is the inputs of a segment: 64 where groups are rows or multiples of 64, or 32.
 template <int bits, size_t span>
 void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
-             float* scales) {
+             uint8_t* scratch) {
+  float* const scales = reinterpret_cast<float*>(scratch);
   const size_t padded = a.padded;
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   const int8_t* x = a.high + token * padded;

@@ -7,7 +7,7 @@
 namespace lowbit::LOWBIT_ISA {
 namespace {
 
-// Step `step` of a tile as the bytes of a dot product, the low limb of two-byte levels too.
+// The bytes of a dot product from codes, the low limb of two-byte levels too.
 template <int bits, Map map, bool selected>
 LOWBIT_INLINE void look_up(const CodeTerm& t, U8 selector, U8 code, U8& high, U8& low) {
   if constexpr (selected) code = or_(code, selector);
@@ -19,6 +19,106 @@ LOWBIT_INLINE void look_up(const CodeTerm& t, U8 selector, U8 code, U8& high, U8
   high = map == Map::linear ? code : find(t.high);
 }
 
+#ifdef LOWBIT_BIT_MATRIX
+// Codes of linear levels stay at their places (placed_step), with sums of their own; there are 8 sums in the
+// two tiles, so that a dot product need not wait 4 cycles for the one before it.
+template <int bits, Map map, int limbs>
+struct TileSums {
+  static constexpr size_t places = map == Map::linear ? kPlaces<bits> : 1;
+  static constexpr size_t each = places * kWeightLimbs<map> * limbs, chains = each < 4 ? 4 / each : 1;
+  I32 dot[kWeightLimbs<map>][limbs][places][chains];
+
+  LOWBIT_INLINE void begin(I32 start) {
+    unroll<kWeightLimbs<map> * limbs>([&](auto i) LOWBIT_UNROLLED {
+      auto& sums = dot[i / limbs][i % limbs];
+      unroll<places * chains>([&](auto p) LOWBIT_UNROLLED { sums[p / chains][p % chains] = zero_i32(); });
+      if (i % limbs == limbs - 1) sums[0][0] = start;
+    });
+  }
+  LOWBIT_INLINE I32 joined(size_t w, size_t limb) const {
+    I32 place[places];
+    unroll<places>([&](auto p) LOWBIT_UNROLLED {
+      const auto& chain = dot[w][limb][p];
+      place[p] = chain[0];
+      if constexpr (chains == 2) place[p] = add(chain[0], chain[1]);
+      if constexpr (chains == 4) place[p] = add(add(chain[0], chain[1]), add(chain[2], chain[3]));
+    });
+    I32 sum = place[places - 1];
+    if constexpr (places > 1) {
+      expand<places - 1>([&](auto p) LOWBIT_EXPANDED {
+        sum = add(place[places - 2 - p], shift_right<kPlaceShift<bits>>(sum));
+      });
+    }
+    return sum;
+  }
+};
+
+template <int bits, Map map, bool selected, size_t s>
+LOWBIT_INLINE void step_bytes(const CodeTerm& t, const U8 (&v)[bits], U8 selector, U8& high, U8& low) {
+  if constexpr (map == Map::linear) {
+    high = placed_step<bits, s>(v);
+  } else if constexpr (bits == 4) {  // tables of 16 need no mask, those chosen by a selector take it as one
+    U8 index = s % 2 ? shift_right_loose<4>(v[s / 2]) : v[s / 2];
+    if constexpr (selected) index = merge(index, selector, set1_u8(0x0f));
+    const auto find = [&](const uint8_t* table) LOWBIT_EXPANDED {
+      return selected ? lookup64(table, index) : lookup_low4(table, index);
+    };
+    if constexpr (map == Map::table2) low = find(t.low);
+    high = find(t.high);
+  } else {
+    look_up<bits, map, selected>(t, selector, code_step<bits, s>(v), high, low);
+  }
+}
+
+// Steps [from, from + count) of a chunk of both tiles, step by step, so that the tiles share each broadcast.
+template <int bits, Map map, bool selected, int limbs, size_t from, size_t count>
+LOWBIT_INLINE void dot_steps(TileSums<bits, map, limbs> (&sums)[2], const CodeTerm& t, const uint8_t* codes,
+                             const U8 (&selector)[2], const int8_t* x, const int8_t* y) {
+  using Sums = TileSums<bits, map, limbs>;
+  U8 v[2][bits];
+  load_codes<bits>(codes, v[0]);
+  load_codes<bits>(codes + 64 * bits, v[1]);
+  expand<count>([&](auto i) LOWBIT_EXPANDED {
+    constexpr size_t s = from + i, place = map == Map::linear ? place_of<bits>(s) : 0;
+    constexpr size_t chain = (bits == 3 && Sums::places == 2 ? s % 2 : s / Sums::places) % Sums::chains;
+    const I32 a = broadcast4(x + 4 * s), b = limbs == 2 ? broadcast4(y + 4 * s) : a;
+    unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+      auto& dot = sums[tile].dot;
+      U8 w[2];
+      step_bytes<bits, map, selected, s>(t, v[tile], selector[tile], w[0], w[1]);
+      unroll<kWeightLimbs<map> * limbs>([&](auto j) LOWBIT_UNROLLED {
+        I32& sum = dot[j / limbs][j % limbs][place][chain];
+        sum = dot4(sum, w[j / limbs], j % limbs ? b : a);
+      });
+    });
+  });
+}
+
+template <int bits, Map map, bool selected, int limbs>
+LOWBIT_INLINE void segment_dots(const CodeTerm& t, const Operands& o, const Segment& s,
+                                const U8 (&selector)[2], I32 (&dot)[2][kWeightLimbs<map>][limbs]) {
+  TileSums<bits, map, limbs> sums[2];
+  sums[0].begin(set1_i32(s.start));
+  sums[1].begin(set1_i32(s.start));
+  const uint8_t* codes = o.codes + s.k / kChunk * 2 * 64 * bits;
+  for (size_t c = s.k / kChunk * kChunk; c < s.end; c += kChunk, codes += 2 * 64 * bits) {
+    const int8_t* x = o.high + c;
+    const int8_t* y = limbs == 2 ? o.low + c : x;
+    if (c >= s.k && c + kChunk <= s.end) {
+      dot_steps<bits, map, selected, limbs, 0, kSteps>(sums, t, codes, selector, x, y);
+    } else if (c >= s.k) {
+      dot_steps<bits, map, selected, limbs, 0, kSteps / 2>(sums, t, codes, selector, x, y);
+      continue;  // the other half fetches ahead
+    } else {
+      dot_steps<bits, map, selected, limbs, kSteps / 2, kSteps / 2>(sums, t, codes, selector, x, y);
+    }
+    fetch_ahead<2 * bits>(codes);
+  }
+  unroll<2 * kWeightLimbs<map> * limbs>([&](auto i) LOWBIT_UNROLLED {
+    dot[i % 2][i / 2 / limbs][i / 2 % limbs] = sums[i % 2].joined(i / 2 / limbs, i / 2 % limbs);
+  });
+}
+#else
 // 32 inputs of both tiles.
 template <int bits, Map map, bool selected, int limbs>
 LOWBIT_INLINE void dot_both(const CodeTerm& t, const uint8_t* codes, const U8 (&selector)[2], const int8_t* x,
@@ -39,22 +139,16 @@ LOWBIT_INLINE void dot_both(const CodeTerm& t, const uint8_t* codes, const U8 (&
 }
 
 template <int bits, Map map, bool selected, int limbs>
-void sums_of(const CodeTerm& t, const Segment& s, I32* out) {
-  constexpr int weight_limbs = kWeightLimbs<map>;
-  I32 dot[2][weight_limbs][limbs];
-  unroll<2 * weight_limbs>([&](auto i) LOWBIT_UNROLLED {
+LOWBIT_INLINE void segment_dots(const CodeTerm& t, const Operands& o, const Segment& s,
+                                const U8 (&selector)[2], I32 (&dot)[2][kWeightLimbs<map>][limbs]) {
+  unroll<2 * kWeightLimbs<map>>([&](auto i) LOWBIT_UNROLLED {
     dot[i % 2][i / 2][0] = zero_i32();
     dot[i % 2][i / 2][limbs - 1] = set1_i32(s.start);
   });
-  U8 selector[2] = {};
-  if constexpr (selected) {
-    selector[0] = shift_left<4>(spread_rows(s.selectors));
-    selector[1] = shift_left<4>(spread_rows(s.selectors + kTileRows));
-  }
-  const uint8_t* codes = s.codes + s.k / kChunk * 2 * 64 * bits;
+  const uint8_t* codes = o.codes + s.k / kChunk * 2 * 64 * bits;
   for (size_t c = s.k / kChunk * kChunk; c < s.end; c += kChunk) {
-    const int8_t* x = s.high + c;
-    const int8_t* y = limbs == 2 ? s.low + c : x;
+    const int8_t* x = o.high + c;
+    const int8_t* y = limbs == 2 ? o.low + c : x;
     // A chunk that a segment covers half of is multiplied with zeros in the other half.
     alignas(32) int8_t half[2][kChunk];
     if (c < s.k || c + kChunk > s.end) {
@@ -69,19 +163,34 @@ void sums_of(const CodeTerm& t, const Segment& s, I32* out) {
     fetch_ahead<2 * bits>(codes);
     codes += 2 * 64 * bits;
   }
-  unroll<2 * weight_limbs * limbs>([&](auto i) LOWBIT_UNROLLED {
-    out[i] = dot[i / (weight_limbs * limbs)][i / limbs % weight_limbs][i % limbs];
-  });
+}
+#endif
+
+template <int bits, Map map, bool selected, int limbs>
+void sums_of(const CodeTerm& t, const Operands& o, const Segment* segments, size_t count, I32* out) {
+  constexpr int weight_limbs = kWeightLimbs<map>;
+  for (const Segment* s = segments; s < segments + count; ++s, out += 2 * weight_limbs * limbs) {
+    U8 selector[2] = {};
+    if constexpr (selected) {
+      selector[0] = shift_left<4>(spread_rows(o.selectors + s->group * kBlockRows));
+      selector[1] = shift_left<4>(spread_rows(o.selectors + s->group * kBlockRows + kTileRows));
+    }
+    I32 dot[2][weight_limbs][limbs];
+    segment_dots<bits, map, selected, limbs>(t, o, *s, selector, dot);
+    unroll<2 * weight_limbs * limbs>([&](auto i) LOWBIT_UNROLLED {
+      out[i] = dot[i / (weight_limbs * limbs)][i / limbs % weight_limbs][i % limbs];
+    });
+  }
 }
 
 // Multipliers of a row's groups of 16 or more inputs: the sum of multiplier * sum(level * x) over them. A
 // group's sums are complete when it ends or when the segment does.
 template <int bits, int limbs>
-void multiplied_sums_of(const CodeTerm& t, const Segment& s, I32* out) {
+LOWBIT_INLINE void multiplied_segment(const CodeTerm& t, const Operands& o, const Segment& s, I32* out) {
   I32 total[2][limbs], part[2][limbs], base[2] = {zero_i32(), zero_i32()};
   unroll<2 * limbs>(
       [&](auto i) LOWBIT_UNROLLED { total[i / limbs][i % limbs] = part[i / limbs][i % limbs] = zero_i32(); });
-  const uint8_t* codes = s.codes + s.k / kChunk * 2 * 64 * bits;
+  const uint8_t* codes = o.codes + s.k / kChunk * 2 * 64 * bits;
   size_t k = s.k, begin = s.k;
   const auto half = [&](auto which) LOWBIT_EXPANDED {
     constexpr size_t from = which * kSteps / 2;
@@ -90,16 +199,16 @@ void multiplied_sums_of(const CodeTerm& t, const Segment& s, I32* out) {
       unpack_codes<bits>(codes + tile * 64 * bits, w);
       for (size_t i = 0; i < kSteps / 2; ++i) four[i] = w[from + i];
       unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
-        part[tile][limb] = dot_chunk<bits, Map::linear>(part[tile][limb], four, (limb ? s.low : s.high) + k);
+        part[tile][limb] = dot_chunk<bits, Map::linear>(part[tile][limb], four, (limb ? o.low : o.high) + k);
       });
     });
     k += 16;
     const size_t group = (k - 16) / t.multiplier_size;
     if (k != s.end && k % t.multiplier_size != 0) return;
     if (group < t.multiplier_groups) {  // beyond them lies padding
-      const I32 pairs = load_u8_i32(s.multipliers + group * kTileRows);
+      const I32 pairs = load_u8_i32(o.multipliers + group * kTileRows);
       const I32 multiplier[2] = {and_(pairs, set1_i32(15)), shift_right<4>(pairs)};
-      const I32 sum = set1_i32(s.sums[k / kSumStride] - s.sums[begin / kSumStride]);
+      const I32 sum = set1_i32(o.sums[k / kSumStride] - o.sums[begin / kSumStride]);
       unroll<2>([&](auto tile) LOWBIT_UNROLLED {
         base[tile] = add(base[tile], mul(multiplier[tile], sum));
         unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
@@ -126,6 +235,12 @@ void multiplied_sums_of(const CodeTerm& t, const Segment& s, I32* out) {
       out[tile * limbs + limb] = sum;
     });
   });
+}
+
+template <int bits, int limbs>
+void multiplied_sums_of(const CodeTerm& t, const Operands& o, const Segment* segments, size_t count,
+                        I32* out) {
+  for (size_t i = 0; i < count; ++i) multiplied_segment<bits, limbs>(t, o, segments[i], out + i * 2 * limbs);
 }
 
 template <int bits, int limbs>
