@@ -15,8 +15,8 @@ from lowbit.errors import LowbitError
 from lowbit.formats import FORMATS, Format, parse_format
 from lowbit.kernels import matmul
 from lowbit.kernels.reference import integer_levels, matmul_reference, matmul_tolerance
-from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_codes
-from lowbit.packed.layout import pack_groups, pack_values
+from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_base3, pack_codes
+from lowbit.packed.layout import pack_groups, pack_multipliers, pack_values
 from lowbit.quantize import round_to_nearest
 
 SHAPES = [
@@ -82,6 +82,45 @@ def code_matrix(rng, bits, kind, shape, scale_type="fp16"):
     return PackedMatrix(out_features, in_features, (term,))
 
 
+def m4_matrix(rng, bits, kind, shape):
+    """Codes with a multiplier for each group and a scale for each super-group."""
+    out_features, in_features, group_size, super_size = shape
+    count = 2**bits
+    levels = np.arange(count) - count // 2
+    if kind == "table":
+        levels = np.concatenate([[-8], rng.integers(-8, 9, count - 1)]) * 0.25
+    multipliers = rng.integers(0, 16, (out_features, in_features // group_size)).astype(np.uint8)
+    supers = in_features // super_size if super_size else 1
+    term = CodeTerm(
+        bits,
+        levels.astype(np.float32)[None],
+        pack_codes(rng.integers(0, count, shape[:2]).astype(np.uint8), bits),
+        pack_groups(rng.uniform(-2, 2, (out_features, supers)).astype(np.float16)),
+        "m4",
+        group_size,
+        tensor_scale=0.5,
+        multipliers=pack_multipliers(multipliers),
+        super_size=super_size,
+    )
+    return PackedMatrix(out_features, in_features, (term,))
+
+
+def base3_matrix(rng, levels, shape):
+    out_features, in_features, group_size = shape
+    groups = in_features // group_size if group_size else 1
+    term = CodeTerm(
+        2,
+        np.float32([levels]),
+        pack_base3(rng.integers(0, 3, shape[:2]).astype(np.uint8)),
+        pack_groups(rng.uniform(-2, 2, (out_features, groups)).astype(np.float16)),
+        "fp16",
+        group_size,
+        tensor_scale=0.5,
+        packing="base3",
+    )
+    return PackedMatrix(out_features, in_features, (term,))
+
+
 def float_matrix(rng, kind, shape):
     values = rng.normal(size=shape[:2]).astype(np.float32)
     if kind == "fp16":
@@ -100,6 +139,13 @@ def cases():
                 continue
             for shape in SHAPES:
                 yield f"{kind}{bits} {shape}", code_matrix(rng, bits, kind, shape)
+    for bits in range(1, 5):
+        for kind in ("symmetric", "table"):
+            for shape in ((64, 128, 16, 64), (33, 192, 32, 192), (40, 96, 48, 0), (1, 320, 16, 0)):
+                yield f"m4 {kind}{bits} {shape}", m4_matrix(rng, bits, kind, shape)
+    for levels in ((-1, 0, 1), (-3, 0.5, 2), (0.3, -0.1, 0.7)):
+        for shape in ((64, 128, 64), (33, 192, 0), (40, 100, 0), (17, 320, 64)):
+            yield f"base3 {levels} {shape}", base3_matrix(rng, levels, shape)
     for scale_type in ("fp32", "e8m0", "e4m3"):
         yield f"scales {scale_type}", code_matrix(rng, 4, "symmetric", (40, 96, 32), scale_type)
     for kind in ("fp32", "fp16", "bf16"):
