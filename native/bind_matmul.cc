@@ -12,6 +12,7 @@
 #include <string>
 
 #include "bind_matrix.h"
+#include "crossover.h"
 #include "isa.h"
 #include "matmul.h"
 #include "matmul_kernels.h"
@@ -185,9 +186,29 @@ void bind_matmul(nb::module_& m) {
       .def_prop_ro(
           "shape",
           [](const BoundMatrix& b) { return nb::make_tuple(b.matrix.out_features, b.matrix.in_features); })
+      .def(
+          "kernel",
+          [](const BoundMatrix& b, size_t tokens, int) {
+            return std::string(kernel_name(code_kernel(b.matrix, tokens)));
+          },
+          nb::arg("tokens"), nb::arg("activation_bits") = 8,
+          "The kernel that multiplies the codes with so many tokens: gemv, few or gemm; float without codes.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);
 
+  m.def(
+      "crossovers", [] { return nb::make_tuple(crossovers().gemv, crossovers().few); },
+      "The largest batches that the kernels gemv and few are taken for.");
+  m.def(
+      "set_crossovers",
+      [](size_t gemv, size_t few) {
+        if (gemv < 1 || few < 1 || gemv > kMostFew || few > kMostFew)
+          throw nb::value_error(("set_crossovers: gemv=" + std::to_string(gemv) + ", few=" +
+                                 std::to_string(few) + "; both must be 1 to " + std::to_string(kMostFew))
+                                    .c_str());
+        set_crossovers({gemv, few});
+      },
+      nb::arg("gemv"), nb::arg("few"), "Sets them, for all threads. Results do not depend on them.");
   m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,
         "x float32 [n, in] times the matrix: float32 [n, out].");
   m.def("dequantize", &bound_dequantize, nb::arg("matrix"), "The matrix as float32 [out, in].");

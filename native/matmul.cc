@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "crossover.h"
 #include "matmul_kernels.h"
 #include "panel.h"
 
@@ -107,13 +108,17 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
 // its last step counts in a small matrix.
 constexpr size_t kBlocksAtOnce = 8;
 
+size_t scratch_bytes(const Matrix& m, size_t padded) {
+  size_t bytes = 0;
+  for (const CodeTerm& t : m.codes) bytes = std::max(bytes, gemv_scratch_bytes(t, padded));
+  return bytes;
+}
+
 void one_token_product(const Product& p, size_t block, size_t stop, const Activations& a,
                        MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  size_t bytes = 0;
-  for (const CodeTerm& t : m.codes) bytes = std::max(bytes, gemv_scratch_bytes(t, a.padded));
-  uint8_t* const memory = scratch.get(bytes);
+  uint8_t* const memory = scratch.get(scratch_bytes(m, a.padded));
   alignas(kAlign) float acc[kBlocksAtOnce * kBlockRows];
   for (; block < stop; block += kBlocksAtOnce) {
     const size_t count = std::min(kBlocksAtOnce, stop - block);
@@ -123,6 +128,28 @@ void one_token_product(const Product& p, size_t block, size_t stop, const Activa
       for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, 0, 1, acc + b * kBlockRows);
       store_block(p, block + b, 0, 1, acc + b * kBlockRows);
     }
+  }
+}
+
+// Blocks [block, stop) times several tokens, each block decoded in registers: its codes come from memory for
+// the first tokens and from a cache for the others.
+void few_tokens_product(const Product& p, size_t block, size_t stop, const Activations& a, CodeKernel kernel,
+                        MatmulScratch& scratch) {
+  const MatmulKernels& kernels = matmul_kernels();
+  const Matrix& m = *p.matrix;
+  uint8_t* const memory = scratch.get(scratch_bytes(m, a.padded));
+  alignas(kAlign) float acc[kMostFew * kBlockRows];
+  for (; block < stop; ++block) {
+    std::memset(acc, 0, a.tokens * kBlockRows * sizeof(float));
+    for (const CodeTerm& t : m.codes) {
+      if (kernel == CodeKernel::few)
+        kernels.few(t, block, a, 0, a.tokens, acc, memory);
+      else
+        for (size_t token = 0; token < a.tokens; ++token)
+          kernels.gemv(t, block, 1, a, token, acc + token * kBlockRows, memory);
+    }
+    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, a, 0, a.tokens, acc);
+    store_block(p, block, 0, a.tokens, acc);
   }
 }
 
@@ -199,9 +226,13 @@ void matmul(const Member& member, const Product* products, size_t count, const A
     const Product& p = products[i];
     size_t block = begin > base ? begin - base : 0;
     const size_t stop = std::min(p.matrix->blocks(), end - base);
-    const std::vector<CodeTerm>& codes = p.matrix->codes;
-    if (a.tokens == 1 && std::all_of(codes.begin(), codes.end(), has_gemv)) {
+    const CodeKernel kernel = code_kernel(*p.matrix, a.tokens);
+    if (a.tokens == 1 && kernel != CodeKernel::gemm) {
       one_token_product(p, block, stop, a, scratch);
+      continue;
+    }
+    if (kernel == CodeKernel::few || kernel == CodeKernel::gemv) {
+      few_tokens_product(p, block, stop, a, kernel, scratch);
       continue;
     }
     const size_t together = blocks_together(*p.matrix, a);

@@ -15,6 +15,12 @@ inline size_t gemv_scratch_bytes(const CodeTerm& t, size_t padded) {
   return t.groups * kBlockRows * sizeof(float) + padded / kSumStride * kSegmentBytes;
 }
 
+// Whether `few` covers this term: linear codes and tables of bytes with scales only.
+inline bool has_few(const CodeTerm& t) {
+  return !t.zero_points && !t.offsets && !t.selectors && !t.multipliers && !t.base3 &&
+         t.group_size % kChunk == 0 && (t.map == Map::table1 || (t.map == Map::linear && t.step == 1));
+}
+
 struct MatmulKernels {
   // Quantizes one row of n floats. See matmul.h.
   void (*quantize_row)(const float* x, size_t n, const IntegerRow& row);
@@ -22,6 +28,10 @@ struct MatmulKernels {
   // Precondition: has_gemv(term). `scratch` has gemv_scratch_bytes(), 64-byte aligned.
   void (*gemv)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
                float* acc, uint8_t* scratch);
+  // acc[token][32] += one block of a code term times `count` tokens from `first`, decoded in registers once
+  // for up to four of them. Precondition: has_few(term). `scratch` as above.
+  void (*few)(const CodeTerm& term, size_t block, const Activations& a, size_t first, size_t count,
+              float* acc, uint8_t* scratch);
   // Unpacks one block to a panel (panel.h) in `memory`, which is aligned and has room for it.
   void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* memory);
   // out[token * stride + row] += an unpacked block times `count` tokens from `first`, 32 rows; `fresh`: =

@@ -1,0 +1,60 @@
+// Crossovers between kernels and the choice that follows from them.
+#include "crossover.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "isa.h"
+#include "matmul_kernels.h"
+
+namespace lowbit {
+namespace {
+
+// Built in, from a Zen 5 (AVX-512); the others decode more slowly or have fewer registers for the sums.
+Crossovers built_in() { return active_isa() == Isa::avx512 ? Crossovers{2, 12} : Crossovers{2, 3}; }
+
+struct Current {
+  std::atomic<size_t> gemv, few;
+  Current() : gemv(built_in().gemv), few(built_in().few) {}
+};
+
+Current& current() {
+  static Current c;
+  return c;
+}
+
+}  // namespace
+
+Crossovers crossovers() { return {current().gemv, current().few}; }
+
+void set_crossovers(const Crossovers& c) {
+  current().gemv = std::clamp<size_t>(c.gemv, 1, kMostFew);
+  current().few = std::clamp<size_t>(c.few, 1, kMostFew);
+}
+
+CodeKernel code_kernel(const Matrix& m, size_t tokens) {
+  const auto every = [&](bool (*has)(const CodeTerm&)) {
+    return std::all_of(m.codes.begin(), m.codes.end(), has);
+  };
+  if (m.codes.empty()) return CodeKernel::floats;
+  const Crossovers c = crossovers();
+  if (tokens == 1 && every(has_gemv)) return CodeKernel::gemv;
+  if (tokens > 1 && tokens <= c.few && every(has_few)) return CodeKernel::few;
+  if (tokens <= c.gemv && every(has_gemv)) return CodeKernel::gemv;
+  return CodeKernel::gemm;
+}
+
+const char* kernel_name(CodeKernel kernel) {
+  switch (kernel) {
+    case CodeKernel::gemv:
+      return "gemv";
+    case CodeKernel::few:
+      return "few";
+    case CodeKernel::gemm:
+      return "gemm";
+    default:
+      return "float";
+  }
+}
+
+}  // namespace lowbit
