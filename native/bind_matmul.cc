@@ -22,8 +22,6 @@ using namespace lowbit;
 
 namespace {
 
-using FloatArray = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
 template <typename T>
 nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shape) {
   size_t count = 1;
@@ -42,14 +40,15 @@ nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_b
     throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) +
                            " columns, the matrix in_features=" + std::to_string(m.in_features))
                               .c_str());
-  if (m.codes.empty() && m.floats.empty()) throw nb::value_error("matmul: the matrix has no terms");
+  if (!m.reads_integers() && !m.reads_values()) throw nb::value_error("matmul: the matrix has no terms");
   float* out;
   auto result = new_array<float>(&out, {x.shape(0), m.out_features});
   if (x.shape(0)) {
     nb::gil_scoped_release release;
     ActivationBuffer buffer;
-    const Activations a = buffer.prepare(x.shape(0), m.in_features, activation_bits / 8, x.data());
+    Activations a = buffer.prepare(x.shape(0), m.in_features, activation_bits / 8, x.data());
     const Product product = {&m, out, m.out_features};
+    a.excluded = common_exclusion(&product, 1);
     team()->run([&](const Member& member) {
       size_t first, last;
       member.share(a.tokens, &first, &last);
@@ -195,6 +194,7 @@ void bind_matmul(nb::module_& m) {
           "The kernel that multiplies the codes with so many tokens: gemv, few or gemm; float without codes.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);
+  bind_side_terms(m, matrix);
 
   m.def(
       "crossovers", [] { return nb::make_tuple(crossovers().gemv, crossovers().few); },

@@ -15,10 +15,7 @@
 namespace nb = nanobind;
 using namespace lowbit;
 
-namespace {
-
-using AnyArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-using FloatArray = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+namespace lowbit {
 
 Number number_named(const std::string& name) {
   if (name == "fp32") return Number::fp32;
@@ -90,6 +87,10 @@ void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, f
   }
   // A 16-entry lookup wants the whole table in 16 bytes, a 64-entry one in 64: unused entries are zero.
 }
+
+}  // namespace lowbit
+
+namespace {
 
 // How codes lie in memory: planes, or base 3 with five ternary codes in a byte.
 void set_packing(CodeTerm& t, const std::string& packing, size_t in_features) {
@@ -183,7 +184,7 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
     t.multipliers = static_cast<const uint8_t*>(
         checked("multipliers", *multipliers, m.blocks() * t.multiplier_groups * kTileRows));
   }
-  m.codes.push_back(t);
+  m.codes.insert(m.codes.end() - static_cast<ptrdiff_t>(m.densified), t);  // one order on every ISA
   for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points,
                             offsets, selectors, multipliers})
     if (array) self.arrays.push_back(nb::cast(*array));

@@ -8,6 +8,7 @@
 #include "crossover.h"
 #include "matmul_kernels.h"
 #include "panel.h"
+#include "side_terms.h"
 
 namespace lowbit {
 namespace {
@@ -87,7 +88,8 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
     panel = memory + acc_bytes;
     for (size_t b = 0; b < n; ++b) {
       // Whole blocks of codes go straight to the output, all others through a buffer.
-      const bool direct = a.tokens > 1 && m.floats.empty() && (block + b + 1) * kBlockRows <= m.out_features;
+      const bool direct = a.tokens > 1 && m.floats.empty() && !m.codes.empty() &&
+                          (block + b + 1) * kBlockRows <= m.out_features;
       float* const out = direct ? p.out + first * p.stride + (block + b) * kBlockRows : acc;
       const size_t stride = direct ? p.stride : kBlockRows;
       if (!direct) std::memset(acc, 0, count * kBlockRows * sizeof(float));
@@ -166,7 +168,7 @@ size_t Matrix::bytes() const {
     if (t.offsets) total += groups * number_bytes(t.offset_type);
   }
   for (const FloatTerm& t : floats) total += blocks() * in_features * kBlockRows * number_bytes(t.type);
-  return total;
+  return total + side_bytes(*this);
 }
 
 Activations ActivationBuffer::prepare(size_t tokens, size_t in_features, int limbs, const float* values) {
@@ -212,12 +214,20 @@ IntegerRow integer_row(const Activations& a, size_t token) {
 
 void quantize_rows(const Activations& a, size_t first, size_t last) {
   const auto quantize = matmul_kernels().quantize_row;
-  for (size_t t = first; t < last; ++t)
-    quantize(a.values + t * a.in_features, a.in_features, integer_row(a, t));
+  static thread_local std::vector<float> seen;  // a row without its excluded inputs
+  for (size_t t = first; t < last; ++t) {
+    const float* row = a.values + t * a.in_features;
+    if (a.excluded) {
+      seen.assign(row, row + a.in_features);
+      for (uint32_t column : *a.excluded) seen[column] = 0;
+      row = seen.data();
+    }
+    quantize(row, a.in_features, integer_row(a, t));
+  }
 }
 
-void matmul(const Member& member, const Product* products, size_t count, const Activations& a,
-            MatmulScratch& scratch) {
+void plain_products(const Member& member, const Product* products, size_t count, const Activations& a,
+                    MatmulScratch& scratch) {
   size_t total = 0;
   for (size_t i = 0; i < count; ++i) total += products[i].matrix->blocks();
   size_t begin, end;
@@ -242,8 +252,6 @@ void matmul(const Member& member, const Product* products, size_t count, const A
     }
   }
 }
-
-namespace {
 
 float number_at(Number type, const void* base, size_t index) {
   uint32_t x;
@@ -298,8 +306,6 @@ size_t code_at(const CodeTerm& t, const uint8_t* codes, size_t row, size_t k) {
   return code;
 }
 
-}  // namespace
-
 void dequantize_row(const Matrix& m, size_t row, float* out) {
   const size_t block = row / kBlockRows, lane = row % kBlockRows, tile = lane / kTileRows;
   std::memset(out, 0, m.in_features * sizeof(float));
@@ -332,9 +338,12 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
       out[k] += scale * (level - zero) + offset;
     }
   }
+  add_sparse_row(m, row, out);
+  for (uint32_t column : m.excluded) out[column] = 0;
   for (const FloatTerm& t : m.floats)
     for (size_t k = 0; k < m.in_features; ++k)
       out[k] += number_at(t.type, t.values, (block * m.in_features + k) * kBlockRows + lane);
+  add_side_row(m, row, out);
 }
 
 }  // namespace lowbit

@@ -85,17 +85,59 @@ struct FloatTerm {
   const void* values;  // [blocks][in_features][32]
 };
 
+// Codes of a part of the weights; the others are 0. Normative text in docs/formats.md, "sparse_codes".
+struct SparseTerm {
+  CodeTerm term;               // all but its codes; `bits` are those of a stored code
+  const uint8_t* mask;         // [blocks][chunks][2][8][8 bytes], which weights have a code
+  const uint8_t* codes;        // their codes, 64 readable bytes behind the last
+  std::vector<size_t> starts;  // [blocks + 1], the byte where a block's codes begin
+  uint8_t zero;                // of an expanded code: a weight of 0
+};
+
+// fp16 columns that multiply float activations.
+struct ColumnsTerm {
+  std::vector<uint32_t> columns;  // ascending
+  const uint16_t* values;         // [blocks][columns][32]
+};
+
+// Single fp16 weights; those of a block are ordered by column, then by row.
+struct EntriesTerm {
+  std::vector<uint32_t> starts;  // [blocks + 1]
+  const uint8_t* columns;        // uint32 [n], of any alignment
+  const uint8_t* rows;           // [n], within the block
+  const uint8_t* values;         // fp16 [n], of any alignment
+};
+
+// u * (v * x) with float activations.
+struct LowRankTerm {
+  size_t rank;
+  const uint16_t* u;  // fp16 [blocks][rank][32]
+  const uint16_t* v;  // fp16 [rank][in_features]
+};
+
 struct Matrix {
   size_t out_features = 0;
   size_t in_features = 0;
   std::vector<CodeTerm> codes;
   std::vector<FloatTerm> floats;
+  std::vector<SparseTerm> sparse;
+  std::vector<ColumnsTerm> columns;
+  std::vector<EntriesTerm> entries;
+  std::vector<LowRankTerm> low_rank;
+  size_t densified = 0;            // sparse terms at the end of `codes`, where no kernel reads masks
+  std::vector<uint32_t> excluded;  // inputs that are 0 for codes, ascending
+  // Terms that side_terms.cc adds after codes and plain floats.
+  bool has_side_terms() const {
+    return !sparse.empty() || !columns.empty() || !entries.empty() || !low_rank.empty();
+  }
   size_t blocks() const { return round_up(out_features, kBlockRows) / kBlockRows; }
   size_t chunks() const { return round_up(in_features, kChunk) / kChunk; }
   size_t bytes() const;  // of weights read by one product
   // Which forms of the activations its terms read.
-  bool reads_integers() const { return !codes.empty(); }
-  bool reads_values() const { return !floats.empty(); }
+  bool reads_integers() const { return !codes.empty() || !sparse.empty(); }
+  bool reads_values() const {
+    return !floats.empty() || !columns.empty() || !entries.empty() || !low_rank.empty();
+  }
 };
 
 // Activations of n tokens in every form that the kernels read. Rows are padded with zeros.
@@ -110,6 +152,8 @@ struct Activations {
   int8_t* low = nullptr;          // [tokens][padded], limbs == 2 only
   float* scales = nullptr;        // [tokens][groups]
   int32_t* sums = nullptr;        // [tokens][padded / 16 + 1], prefix sums of the integers
+  // Inputs that were taken as 0 when the integers were made, ascending; null: none.
+  const std::vector<uint32_t>* excluded = nullptr;
 };
 
 // Memory for Activations of up to `tokens` rows; grows, never shrinks.

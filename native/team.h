@@ -18,6 +18,7 @@
 namespace lowbit {
 
 class Team;
+struct SideMemory;  // side_terms.cc
 
 // What a thread knows while it works: who it is and how to meet the others.
 struct Member {
@@ -42,6 +43,8 @@ class Team {
   size_t size() const { return workers_.size() + 1; }
   // Runs `work` on every member and returns when all have finished. Calls from several threads queue up.
   void run(const std::function<void(const Member&)>& work);
+  // What members of a run share between barriers beside their arguments.
+  std::shared_ptr<SideMemory> side_memory;
 
  private:
   friend struct Member;

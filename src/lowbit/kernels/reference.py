@@ -15,12 +15,21 @@ A segment is the intersection of an activation group and a weight group. The res
 of which a kernel must reproduce the integer parts exactly and the rest to `matmul_tolerance`.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.packed import CodeTerm, PackedMatrix, unpack_groups, unpack_multipliers
+from lowbit.packed import (
+    CodeTerm,
+    LowRankTerm,
+    PackedMatrix,
+    SparseTerm,
+    Term,
+    unpack_groups,
+    unpack_multipliers,
+)
 
 ACTIVATION_GROUP = 64
 LIMB_BASE = 128
@@ -134,14 +143,17 @@ def matmul_tolerance(x: np.ndarray, matrix: PackedMatrix, activation_bits: int |
     bounded by the sum of magnitudes M. A segment result itself takes at most 8 roundings (conversion of the
     sums of the limbs, their combination, the product of four scales, the offset). So
     |error| <= (S + 8) * 2^-24 * M to first order; doubled, which covers second-order terms and intermediate
-    values that cancel. A float term sums in_features products instead of S segments.
+    values that cancel. A term that reads float activations sums in_features products instead of S segments,
+    and a low-rank one the products of the second factor on top.
     """
     lengths = [8]
     for term in matrix.terms:
         if isinstance(term, CodeTerm):
             lengths.append(len(segments(matrix.in_features, term.scale_size)) + 8)
+        elif isinstance(term, SparseTerm):
+            lengths.append(len(segments(matrix.in_features, term.group_size)) + 8)
         else:
-            lengths.append(matrix.in_features)
+            lengths.append(matrix.in_features + (term.rank if isinstance(term, LowRankTerm) else 0))
     roundings = sum(lengths)
     return 2 * roundings * _HALF_ULP * _product(x, matrix, activation_bits, magnitudes=True)
 
@@ -158,12 +170,18 @@ def _product(
     out_features, in_features = matrix.shape
     exact = absolute(x.astype(np.float64))
     result = np.zeros((len(x), out_features))
+    rounded = x
+    if matrix.excluded is not None:  # codes do not see these inputs, and they widen nobody's step
+        rounded = x.copy()
+        rounded[:, matrix.excluded] = 0
     for term in matrix.terms:
+        if isinstance(term, SparseTerm):
+            term = term.dense(out_features, in_features)
         if not isinstance(term, CodeTerm) or activation_bits is None:
-            weights = term.dequantize(out_features, in_features).astype(np.float64)
-            result += exact @ absolute(weights).T
+            seen = absolute(rounded.astype(np.float64)) if term.quantized else exact
+            result += _float_product(seen, term, matrix.shape, absolute)
             continue
-        integers, scales = quantize_activations(x, activation_bits)
+        integers, scales = quantize_activations(rounded, activation_bits)
         integers = absolute(integers)
         weights, unit = integer_weights(term, out_features, in_features)
         sums = integer_products(integers, absolute(weights), term.scale_size)
@@ -178,6 +196,14 @@ def _product(
                 part = part + integers[:, begin:end].sum(axis=1, keepdims=True) * offsets[:, group]
             result += part * scales[:, begin // ACTIVATION_GROUP, None].astype(np.float64)
     return result
+
+
+def _float_product(x: np.ndarray, term: Term, shape: tuple[int, int], absolute: Callable) -> np.ndarray:
+    """x, float64 [tokens, in_features], times a term's weights, or times their magnitudes."""
+    if isinstance(term, LowRankTerm):
+        u = unpack_groups(term.u, shape[0]).astype(np.float64)
+        return x @ absolute(term.v.astype(np.float64)).T @ absolute(u).T
+    return x @ absolute(term.dequantize(*shape).astype(np.float64)).T
 
 
 def _per_input(packed: np.ndarray, out_features: int, in_features: int) -> np.ndarray:

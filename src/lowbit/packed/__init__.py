@@ -1,6 +1,8 @@
 """How codes lie in memory: the PackedMatrix, its layout, and the files that hold it."""
 
 from lowbit.packed.base3 import base3_shape, pack_base3, unpack_base3
+from lowbit.packed.columns_term import ColumnsTerm
+from lowbit.packed.entries_term import EntriesTerm
 from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.layout import (
     BLOCK_ROWS,
@@ -17,8 +19,10 @@ from lowbit.packed.layout import (
     unpack_multipliers,
     unpack_values,
 )
+from lowbit.packed.low_rank_term import LowRankTerm
 from lowbit.packed.matrix import KINDS, PackedMatrix
 from lowbit.packed.planned import planned_arrays
+from lowbit.packed.sparse_term import SparseTerm
 from lowbit.packed.storage import TensorFile, TensorWriter
 from lowbit.packed.term import Term
 from lowbit.packed.terms import CodeTerm
@@ -28,8 +32,12 @@ __all__ = [
     "CHUNK",
     "KINDS",
     "CodeTerm",
+    "ColumnsTerm",
+    "EntriesTerm",
     "FloatTerm",
+    "LowRankTerm",
     "PackedMatrix",
+    "SparseTerm",
     "TensorFile",
     "TensorWriter",
     "Term",

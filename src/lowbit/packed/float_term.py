@@ -22,6 +22,7 @@ class FloatTerm:
     """
 
     kind: ClassVar[str] = "floats"
+    quantized: ClassVar[bool] = False
     type: str
     values: np.ndarray
 

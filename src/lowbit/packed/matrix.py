@@ -6,7 +6,11 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, FormatError
+from lowbit.packed.columns_term import ColumnsTerm
+from lowbit.packed.entries_term import EntriesTerm
 from lowbit.packed.float_term import FloatTerm
+from lowbit.packed.low_rank_term import LowRankTerm
+from lowbit.packed.sparse_term import SparseTerm
 from lowbit.packed.term import Term, integer
 from lowbit.packed.terms import CodeTerm
 
@@ -14,6 +18,10 @@ from lowbit.packed.terms import CodeTerm
 KINDS: dict[str, type[Term]] = {
     "codes": CodeTerm,
     "floats": FloatTerm,
+    "sparse_codes": SparseTerm,
+    "outlier_columns": ColumnsTerm,
+    "outlier_entries": EntriesTerm,
+    "low_rank": LowRankTerm,
 }
 MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
 
@@ -36,10 +44,17 @@ class PackedMatrix:
             raise FormatError("PackedMatrix: no terms; give at least one CodeTerm or FloatTerm")
         for term in terms:
             term.check(out_features, in_features)
+        excluding = [t.columns for t in terms if isinstance(t, ColumnsTerm) and t.exclude]
+        if len(excluding) > 1:
+            raise FormatError(
+                f"PackedMatrix: {len(excluding)} terms exclude columns from the codes; join them into one"
+            )
         self.out_features = out_features
         self.in_features = in_features
         self.terms = tuple(terms)
         self.format_name = format_name
+        # Inputs that terms of codes leave out (ColumnsTerm.exclude), ascending; None: they read all.
+        self.excluded: np.ndarray | None = excluding[0] if excluding else None
         self._native: Any = None
 
     def __repr__(self) -> str:
@@ -64,10 +79,16 @@ class PackedMatrix:
 
     def dequantize(self) -> np.ndarray:
         """float32 [out_features, in_features]: the terms decoded and added in float32, in their order."""
-        total = self.terms[0].dequantize(self.out_features, self.in_features)
+        total = self._decoded(self.terms[0])
         for term in self.terms[1:]:
-            total += term.dequantize(self.out_features, self.in_features)
+            total += self._decoded(term)
         return total
+
+    def _decoded(self, term: Term) -> np.ndarray:
+        weights = term.dequantize(self.out_features, self.in_features)
+        if term.quantized and self.excluded is not None:
+            weights[:, self.excluded] = 0
+        return weights
 
     def native(self) -> Any:
         """The `_native.Matrix` over the same memory, made on first use."""

@@ -16,6 +16,7 @@ class Term(Protocol):
     """One summand of a PackedMatrix. Arrays are in kernel order (layout.py) and never copied."""
 
     kind: ClassVar[str]  # its name in files
+    quantized: ClassVar[bool]  # multiplies integer activations, not floats
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The stored arrays by name, large ones first."""

@@ -68,6 +68,7 @@ class CodeTerm:
     """
 
     kind: ClassVar[str] = "codes"
+    quantized: ClassVar[bool] = True
     bits: int
     levels: np.ndarray
     codes: np.ndarray
