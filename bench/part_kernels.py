@@ -13,11 +13,11 @@ from targets import Row, at_least, row
 
 def kernels_section(bench: Bench) -> tuple[list[Row], Any]:
     """Matrix-vector products against the bandwidth and 512 tokens against the int8 peak, at every width."""
-    names = list(targets.KERNEL_FORMATS.values())
-    found = measure(bench, names, (1, 512))
+    found = measure(bench, [*targets.KERNEL_FORMATS.values(), *targets.OTHER_FORMATS], (1, 512))
     widths = {name: width for width, name in targets.KERNEL_FORMATS.items()}
-    vector = {widths[e["format"]]: e["bandwidth_fraction"] for e in found["kernels"] if e["batch"] == 1}
-    matrix = {widths[e["format"]]: e["peak_fraction"] for e in found["kernels"] if e["batch"] == 512}
+    judged = [e for e in found["kernels"] if e["format"] in widths]
+    vector = {widths[e["format"]]: e["bandwidth_fraction"] for e in judged if e["batch"] == 1}
+    matrix = {widths[e["format"]]: e["peak_fraction"] for e in judged if e["batch"] == 512}
     threads, shape = bench.threads[0], targets.KERNEL_SHAPE
     title = f"matrix-vector {shape} beyond L3, {threads} threads,"
     wide = {w: vector[w] for w in targets.WIDE if w in vector}

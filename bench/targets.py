@@ -7,7 +7,7 @@ from typing import Any
 
 # The 4-bit scheme that stands against llama.cpp's Q4_0 and the options of `lowbit quantize` and of the
 # commands that run it: the fastest whose perplexity is no higher and whose bytes are no more.
-SCHEME = "int4-g32"
+SCHEME = "int4-g16-m4"
 QUANTIZE_OPTIONS: tuple[str, ...] = ()
 PEER_TYPE = "Q4_0"
 OURS, THEIRS = f"lowbit {SCHEME}", f"llama.cpp {PEER_TYPE}"
@@ -57,6 +57,10 @@ KERNEL_FORMATS = {
     "1.6": "ternary",
     "1": "int1-g64",
 }
+# Shown beside them, without a target.
+OTHER_FORMATS = (
+    SCHEME, "int4-g32", "nf4-g64", "mxfp4", "mxfp8_e4m3", "bitmod4-g128", "bcq3-g128", "trit2-g128", "bf16",
+)  # fmt: skip
 WIDE = ("8", "6", "5", "4", "3", "2")
 NARROW = ("1.6", "1")
 GEMV_FRACTION, GEMV_NARROW_FRACTION, GEMM_FRACTION = 0.9, 0.75, 0.8

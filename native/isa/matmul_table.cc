@@ -53,24 +53,28 @@ constexpr size_t kChains = 12;
 #endif
 
 int64_t dot_rounds(size_t rounds) {
-  // Weights change from round to round, so that no product of AVX2's three instructions leaves the loop; four
-  // rounds at a time keep the sums where they are instead of copying them at each turn.
-  constexpr size_t kWeights = 64;
+  // Runs of eight rounds of four-bit weights, which AVX2 can add in int16. Weights change from round to
+  // round, so that no product of AVX2's leaves the loop; a run at a time keeps the sums where they are
+  // instead of copying them at each turn.
+  constexpr size_t kRun = fitting_steps(15), kWeights = 8 * kRun;
   alignas(64) uint8_t w[kWeights * 64];
   alignas(64) int8_t x[4 * kChains];
-  for (size_t i = 0; i < sizeof w; ++i) w[i] = static_cast<uint8_t>(3 * i);
+  for (size_t i = 0; i < sizeof w; ++i) w[i] = static_cast<uint8_t>(3 * i % 16);
   for (size_t i = 0; i < sizeof x; ++i) x[i] = static_cast<int8_t>(i);
   I32 acc[kChains], operand[kChains];
   unroll<kChains>([&](auto c) {
     acc[c] = zero_i32();
     operand[c] = broadcast4(x + 4 * c);
   });
-  for (size_t r = 0; r < rounds; r += 4) {
+  for (size_t r = 0; r < rounds; r += kRun) {
     const uint8_t* at = w + r % kWeights * 64;
-    unroll<4>([&](auto round) {
+    Run run[kChains];
+    unroll<kChains>([&](auto c) { run[c] = begin_run(acc[c]); });
+    unroll<kRun>([&](auto round) {
       const U8 weights = load_u8(at + round * 64);
-      unroll<kChains>([&](auto c) { acc[c] = dot4(acc[c], weights, operand[c]); });
+      unroll<kChains>([&](auto c) { run[c] = dot_run(run[c], weights, operand[c]); });
     });
+    unroll<kChains>([&](auto c) { acc[c] = end_run(acc[c], run[c]); });
   }
   int64_t sum = 0;
   unroll<kChains>([&](auto c) {
