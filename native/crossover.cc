@@ -57,4 +57,19 @@ const char* kernel_name(CodeKernel kernel) {
   }
 }
 
+std::string kernels_of(const Matrix& m, size_t tokens) {
+  std::string names;
+  const auto add = [&](bool present, const std::string& name) {
+    if (present) names += (names.empty() ? "" : "+") + name;
+  };
+  const bool plain = !m.codes.empty() || !m.floats.empty();
+  add(plain, kernel_name(code_kernel(m, tokens)));
+  add(m.densified > 0, "dense_mask");  // this instruction set multiplies no masks: they became dense at load
+  add(!m.sparse.empty(), tokens == 1 ? "sparse" : "sparse_gemm");
+  add(!m.columns.empty(), "columns");
+  add(!m.low_rank.empty(), "low_rank");
+  add(!m.entries.empty(), "entries");
+  return names;
+}
+
 }  // namespace lowbit

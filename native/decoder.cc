@@ -66,7 +66,7 @@ void check_matrix(const std::string& name, const Matrix* m, size_t out, size_t i
   if (m->out_features != out || m->in_features != in)
     refuse("Decoder.finish: matrix '" + name + "' has shape [" + text(m->out_features) + ", " +
            text(m->in_features) + "], the description needs [" + text(out) + ", " + text(in) + "]");
-  if (m->codes.empty() && m->floats.empty())
+  if (!m->reads_integers() && !m->reads_values())
     refuse("Decoder.finish: matrix '" + name + "' has no terms; add one before set_matrix");
 }
 

@@ -260,7 +260,7 @@ def _same(a: PackedMatrix, b: PackedMatrix) -> bool:
         return False
     for one, other in zip(a.terms, b.terms):
         first, second = dict(one.arrays()), dict(other.arrays())
-        if type(one) is not type(other) or first.keys() != second.keys():
+        if (one.kind, one.meta()) != (other.kind, other.meta()) or first.keys() != second.keys():
             return False
         if any(
             first[key].dtype != second[key].dtype or not np.array_equal(first[key], second[key])
