@@ -197,8 +197,23 @@ void add_float_term(BoundMatrix& self, const std::string& type, AnyArray values)
     throw nb::value_error("Matrix: a float term is fp32, fp16 or bf16");
   const void* data =
       checked("values", values, m.blocks() * m.in_features * kBlockRows * number_bytes(number));
-  m.floats.push_back({number, data});
+  m.floats.push_back({number, data, {}});
   self.arrays.push_back(nb::cast(values));
+}
+
+void add_entropy_term(BoundMatrix& self, AnyArray codes, AnyArray escapes, AnyArray offsets,
+                      AnyArray exponents) {
+  Matrix& m = self.matrix;
+  EntropyCode code;
+  code.codes = static_cast<const uint8_t*>(
+      checked("codes", codes, m.blocks() * entropy_records(m.in_features) * kEntropyRecord));
+  code.escapes = static_cast<const uint8_t*>(escapes.data());
+  code.offsets = static_cast<const uint32_t*>(checked("offsets", offsets, (2 * m.blocks() + 1) * 4));
+  code.exponents = static_cast<const uint8_t*>(checked("exponents", exponents, kEntropyExponents));
+  const std::string error = entropy_error(code, m.blocks(), m.in_features, escapes.nbytes());
+  if (!error.empty()) throw nb::value_error(("Matrix: entropy term: " + error).c_str());
+  m.floats.push_back({Number::bf16, nullptr, code});
+  for (const AnyArray& array : {codes, escapes, offsets, exponents}) self.arrays.push_back(nb::cast(array));
 }
 
 }  // namespace
@@ -210,5 +225,7 @@ void bind_terms(nb::class_<BoundMatrix>& matrix) {
            nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
            nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none(), nb::arg("packing") = "planes",
            nb::arg("multipliers") = nb::none(), nb::arg("multiplier_size") = 0)
-      .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"));
+      .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"))
+      .def("add_entropy_term", &add_entropy_term, nb::arg("codes"), nb::arg("escapes"), nb::arg("offsets"),
+           nb::arg("exponents"));
 }

@@ -36,6 +36,8 @@ void store_block(const Product& p, size_t block, size_t first, size_t count, con
 
 // Tokens that meet one block after another while their activations are near.
 constexpr size_t kTokens = 24;
+// The same for floats alone, which are widened anew for each such group.
+constexpr size_t kFloatTokens = 96;
 
 size_t panel_bytes(const Matrix& m, size_t padded) {
   size_t bytes = 0;
@@ -72,7 +74,8 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
                     MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  const size_t each = panel_bytes(m, a.padded), acc_bytes = kTokens * kBlockRows * sizeof(float);
+  const size_t tokens = m.codes.empty() ? kFloatTokens : kTokens;
+  const size_t each = panel_bytes(m, a.padded), acc_bytes = tokens * kBlockRows * sizeof(float);
   uint8_t* const memory = scratch.get(acc_bytes + n * each);
   float* const acc = reinterpret_cast<float*>(memory);
   uint8_t* panel = memory + acc_bytes;
@@ -83,8 +86,8 @@ void block_products(const Product& p, size_t block, size_t n, size_t stop, const
     }
   const size_t following = std::min(n, stop - block - n), parts = (a.tokens + kTokens - 1) / kTokens * n;
   size_t part = 0;
-  for (size_t first = 0; first < a.tokens; first += kTokens) {
-    const size_t count = std::min(kTokens, a.tokens - first);
+  for (size_t first = 0; first < a.tokens; first += tokens) {
+    const size_t count = std::min(tokens, a.tokens - first);
     panel = memory + acc_bytes;
     for (size_t b = 0; b < n; ++b) {
       // Whole blocks of codes go straight to the output, all others through a buffer.
@@ -167,7 +170,9 @@ size_t Matrix::bytes() const {
     if (t.selectors) total += groups;
     if (t.offsets) total += groups * number_bytes(t.offset_type);
   }
-  for (const FloatTerm& t : floats) total += blocks() * in_features * kBlockRows * number_bytes(t.type);
+  for (const FloatTerm& t : floats)
+    total += t.values ? blocks() * in_features * kBlockRows * number_bytes(t.type)
+                      : entropy_bytes(t.entropy, blocks(), in_features);
   return total + side_bytes(*this);
 }
 
@@ -340,9 +345,17 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
   }
   add_sparse_row(m, row, out);
   for (uint32_t column : m.excluded) out[column] = 0;
-  for (const FloatTerm& t : m.floats)
+  for (const FloatTerm& t : m.floats) {
+    if (!t.values) {
+      static thread_local std::vector<uint16_t> coded;
+      coded.resize(m.in_features);
+      entropy_row(t.entropy, m.in_features, row, coded.data());
+      for (size_t k = 0; k < m.in_features; ++k) out[k] += number_at(t.type, coded.data(), k);
+      continue;
+    }
     for (size_t k = 0; k < m.in_features; ++k)
       out[k] += number_at(t.type, t.values, (block * m.in_features + k) * kBlockRows + lane);
+  }
   add_side_row(m, row, out);
 }
 

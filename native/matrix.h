@@ -10,6 +10,8 @@
 #include <memory>
 #include <vector>
 
+#include "entropy.h"
+
 namespace lowbit {
 
 constexpr size_t kTileRows = 16;
@@ -81,8 +83,9 @@ inline size_t code_block_bytes(const CodeTerm& t, size_t chunks) {
 }
 
 struct FloatTerm {
-  Number type;         // fp32, fp16, bf16
-  const void* values;  // [blocks][in_features][32]
+  Number type;          // fp32, fp16, bf16
+  const void* values;   // [blocks][in_features][32], or null: `entropy` holds them
+  EntropyCode entropy;  // of bf16
 };
 
 // Codes of a part of the weights; the others are 0. Normative text in docs/formats.md, "sparse_codes".

@@ -113,7 +113,7 @@ std::string add_codes(Stored& s, Random& random, int bits, Kind kind, size_t gro
 
 std::string add_floats(Stored& s, Random& random, Number type) {
   Matrix& m = s.matrix;
-  m.floats.push_back({type, random_numbers(s, random, type, m.blocks() * m.in_features * kBlockRows)});
+  m.floats.push_back({type, random_numbers(s, random, type, m.blocks() * m.in_features * kBlockRows), {}});
   return std::string(" ") + kNumberNames[static_cast<int>(type)];
 }
 

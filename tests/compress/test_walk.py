@@ -107,12 +107,26 @@ def test_the_same_input_gives_the_same_bytes(tiny_model, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.group_size in (0, 16, 32, 64)])
+@pytest.mark.parametrize(
+    "name", [n for n, f in FORMATS.items() if f.group_size in (0, 16, 32, 64) and not f.coded]
+)
 def test_every_format_that_fits_goes_through(name, base_model, tmp_path):
     report = quantize_checkpoint(base_model, Scheme(FORMATS[name], embedding=FORMATS[name]), tmp_path / "out")
     with open_checkpoint(tmp_path / "out") as result:
         assert np.isfinite(result.read(Q_PROJ)).all()
     assert all(layer["relative_squared_error"] < 0.5 for layer in report["layers"])
+
+
+def test_coded_weights_are_those_of_the_source(base_model, tmp_path):
+    with pytest.raises(FormatError, match=r"is no bfloat16, so it cannot be kept; take bf16, which rounds"):
+        quantize_checkpoint(base_model, "df11", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    quantize_checkpoint(base_model, "bf16", tmp_path / "rounded")
+    report = quantize_checkpoint(tmp_path / "rounded", "df11", tmp_path / "out")
+    with open_checkpoint(tmp_path / "out") as result, open_checkpoint(tmp_path / "rounded") as source:
+        for layer in report["layers"]:
+            np.testing.assert_array_equal(result.read(layer["name"]), source.read(layer["name"]))
+            assert layer["relative_squared_error"] == 0 and layer["format"] == "df11"
 
 
 def test_codebooks_of_the_user_survive(base_model, tmp_path):

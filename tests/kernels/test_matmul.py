@@ -12,7 +12,7 @@ import pytest
 
 from lowbit import _native
 from lowbit.errors import LowbitError
-from lowbit.formats import FORMATS, Format, parse_format
+from lowbit.formats import FORMATS, Format, emulate, parse_format
 from lowbit.kernels import matmul
 from lowbit.kernels.reference import integer_levels, matmul_reference, matmul_tolerance
 from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_base3, pack_codes
@@ -259,7 +259,8 @@ def test_every_format_multiplies(name, rng):
         else FORMATS[name]
     )
     width = max(fmt.group_size, 64) * 2
-    matrix = round_to_nearest(rng.normal(size=(37, width)).astype(np.float32), fmt)
+    weight = emulate(rng.normal(size=(37, width)).astype(np.float32), FORMATS["bf16"])
+    matrix = round_to_nearest(weight, fmt)
     for tokens in (1, 5):
         x = inputs(matrix, tokens)
         difference = np.abs(matmul(x, matrix) - matmul_reference(x, matrix, 8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lowbit.errors import FormatError
-from lowbit.formats import FORMATS, parse_format
+from lowbit.formats import FORMATS, emulate, parse_format
 from lowbit.kernels.reference import (
     LARGEST,
     integer_levels,
@@ -68,6 +68,7 @@ def test_segments_are_intersections(in_features, group, expected):
 @pytest.mark.parametrize("name", [*FORMATS, "int4-row", "int3a-g96"])
 def test_without_quantized_activations_it_is_the_plain_product(name, rng):
     w, x = rng.standard_normal((20, 384)).astype(np.float32), rng.standard_normal((3, 384)).astype(np.float32)
+    w = emulate(w, parse_format("bf16"))
     matrix = round_to_nearest(w, parse_format(name))
     plain = x.astype(np.float64) @ matrix.dequantize().astype(np.float64).T
     np.testing.assert_allclose(matmul_reference(x, matrix, None), plain, rtol=1e-12, atol=1e-5)

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from lowbit.formats import FORMATS
+from lowbit.formats import FORMATS, emulate
 from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack_groups
 from lowbit.quantize import round_to_nearest
 
@@ -18,7 +18,7 @@ def read_safetensors(path):
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     assert (8 + length) % 64 == 0
-    types = {"U8": "u1", "U16": "<u2", "F16": "<f2", "F32": "<f4"}
+    types = {"U8": "u1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4"}
     tensors = {}
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
@@ -60,11 +60,37 @@ def decoded_scale(stored, scale_type):
     return np.float32(stored)
 
 
+def read_entropy(field, out_features, in_features):
+    codes, escapes, offsets, exponents = (field[n] for n in ("codes", "escapes", "offsets", "exponents"))
+    values = np.zeros((out_features, in_features), np.uint32)
+    for block in range(len(codes)):
+        nibble, byte = [int(offsets[2 * block])] * 2, int(offsets[2 * block + 1])
+        for r, v, w in np.ndindex(codes.shape[1], 2, 64):
+            record = codes[block, r]
+            code = sum((int(record[24 * v + 8 * p + w // 8]) >> w % 8 & 1) << p for p in range(3))
+            exponent = int(exponents[code])
+            if code == 7:
+                escape = int(escapes[nibble[v]]) >> 4 * v & 15
+                nibble[v] += 1
+                exponent = int(exponents[7 + escape]) if escape < 15 else int(escapes[byte])
+                byte += escape == 15
+            row, column = 32 * block + w % 32, 4 * r + 2 * v + w // 32
+            if row < out_features and column < in_features:
+                mantissa = int(record[48 + 64 * v + w])
+                values[row, column] = (mantissa & 128) << 24 | exponent << 23 | (mantissa & 127) << 16
+        assert max(nibble) == offsets[2 * block + 1] and byte == offsets[2 * block + 2]
+    assert offsets[-1] + 64 == len(escapes) and not escapes[-64:].any()
+    return values.view(np.float32)
+
+
 def read_matrix(entry, arrays):
     out_features, in_features = entry["shape"]
     total = np.zeros((out_features, in_features), np.float32)
     for number, term in enumerate(entry["terms"]):
         field = {name.split(".")[1]: a for name, a in arrays.items() if name.split(".")[0] == str(number)}
+        if term["kind"] == "entropy":
+            total += read_entropy(field, out_features, in_features)
+            continue
         for o, i in np.ndindex(out_features, in_features):
             if term["kind"] == "floats":
                 value = field["values"][o // 32, i, o % 32]
@@ -108,7 +134,7 @@ def write_and_read(matrix, path):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_reads_by_the_page_alone(name, tmp_path, rng):
-    weight = rng.standard_normal((35, 128)).astype(np.float32)
+    weight = emulate(rng.standard_normal((35, 128)).astype(np.float32), FORMATS["bf16"])
     matrix = round_to_nearest(weight, FORMATS[name])
     decoded = write_and_read(matrix, tmp_path / "model.safetensors")
     np.testing.assert_array_equal(decoded, matrix.dequantize())

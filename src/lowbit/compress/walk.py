@@ -19,6 +19,7 @@ from lowbit.errors import CheckpointError
 from lowbit.formats import Format, Scheme
 from lowbit.model.checkpoint import Checkpoint, open_checkpoint
 from lowbit.packed import TensorWriter, planned_arrays
+from lowbit.packed.planned import ArrayLayout
 from lowbit.quantize.round_to_nearest import check_finite, quantize_with_error
 
 VERSION = 1  # of the directory, see docs/formats.md
@@ -86,8 +87,9 @@ def plan(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, Format | None]:
     for name in checkpoint.names():
         shape = checkpoint.shape(name)
         if len(shape) == 2:
-            formats[name] = scheme.format_for(name)
-            planned_arrays(scheme.format_for(name), shape[0], shape[1], f"quantize {name}")
+            formats[name] = format = scheme.format_for(name)
+            if not format.coded:
+                planned_arrays(format, shape[0], shape[1], f"quantize {name}")
         elif len(shape) == 1:
             formats[name] = None
         else:
@@ -113,7 +115,7 @@ def _write_tensors(
         if format is None:
             layout[name] = (np.float32, shapes[name])
         else:
-            arrays = planned_arrays(format, shapes[name][0], shapes[name][1])
+            arrays = _arrays(checkpoint, name, format)
             layout.update({f"{name}.{entry}": array for entry, array in arrays.items()})
     layers: list[dict[str, Any]] = []
     metas: dict[str, dict[str, Any]] = {}
@@ -143,6 +145,15 @@ def _write_tensors(
             if progress is not None:
                 progress(done, total, name)
     return layers, metas
+
+
+def _arrays(checkpoint: Checkpoint, name: str, format: Format) -> ArrayLayout:
+    """The arrays that matrix `name` will store. A format that codes its weights has to see them for that."""
+    if not format.coded:
+        shape = checkpoint.shape(name)
+        return planned_arrays(format, shape[0], shape[1])
+    matrix, _ = quantize_with_error(checkpoint.read(name), format, what=f"quantize {name}")
+    return {entry: (array.dtype.type, array.shape) for entry, array in matrix.state()[1].items()}
 
 
 def peak_rss_bytes() -> int:

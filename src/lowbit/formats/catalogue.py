@@ -76,6 +76,10 @@ _CATALOGUE: dict[str, tuple[Format, str]] = {
     "trit2-g128": (Format.trit_planes(2), "a sum of 2 scaled ternary matrices (PTQTP)"),
     "fp16": (Format.plain("fp16"), "IEEE half precision, unquantized"),
     "bf16": (Format.plain("bf16"), "bfloat16, unquantized"),
+    "df11": (
+        Format.lossless(),
+        "bfloat16 with coded exponents: lossless in about 11.2 bits (DFloat11)",
+    ),
     "fp32": (Format.plain("fp32"), "IEEE single precision, unquantized"),
 }
 

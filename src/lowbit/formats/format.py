@@ -27,6 +27,7 @@ from lowbit.formats.scales import SCALE_BITS, SCALE_TYPES
 
 MODES = ("symmetric", "asymmetric", "bipolar")
 MAX_TABLES = 4
+CODED_BITS = 11.2  # of a coded bf16 weight of a language model: 8 of sign and mantissa, 3.2 of exponent
 GROUP_MULTIPLE = 16  # the kernels keep sums of activations at this step
 BASE3_GROUP_MULTIPLE = 64  # groups of codes stored in base 3 are whole groups of activations
 
@@ -60,6 +61,7 @@ class Format:
     zero_point: True: w = scale * (code - zero_point), tables = ((0, 1, .., 2**bits - 1),)
     terms: number of stacked terms of this kind
     float_type: "fp16", "bf16" or "fp32" for plain floats, else None
+    coded: True: bf16 whose exponents are entropy-coded, losslessly
     """
 
     name: str
@@ -70,12 +72,15 @@ class Format:
     zero_point: bool = False
     terms: int = 1
     float_type: str | None = None
+    coded: bool = False
 
     def __post_init__(self) -> None:
         what = f"format {self.name!r}"
         if self.float_type is not None:
             self._check_float(what)
             return
+        if self.coded:
+            raise FormatError(f"{what}: only bf16 is coded; use Format.lossless")
         if self.bits not in range(1, 9):
             raise FormatError(f"{what}: bits={self.bits}, must be 1 to 8")
         if self.scale_type not in SCALE_TYPES:
@@ -137,6 +142,8 @@ class Format:
         plain = ((), 0, "none", False, 1, FLOAT_TYPES[self.float_type].bits)
         if (self.tables, self.group_size, self.scale_type, self.zero_point, self.terms, self.bits) != plain:
             raise FormatError(f"{what}: a plain float has {plain[-1]} bits, no table, group, scale or terms")
+        if self.coded and self.float_type != "bf16":
+            raise FormatError(f"{what}: only bf16 is coded; use Format.lossless")
 
     @property
     def max_level(self) -> float:
@@ -146,7 +153,8 @@ class Format:
     def bits_per_weight(self, in_features: int) -> float:
         """Return the bits of codes, scales, zero-points and selectors per weight, without padding.
 
-        `PackedMatrix.bits_per_weight` is the true number that a stored matrix takes.
+        `PackedMatrix.bits_per_weight` is the true number that a stored matrix takes; what coded weights take
+        depends on them, and this is the usual number.
         """
         scale = SCALE_BITS[self.scale_type] / (self.scale_size(in_features) or in_features)
         of_group = 8 * self.zero_point + 8 * (len(self.tables) > 1)
@@ -168,7 +176,9 @@ class Format:
 
     @property
     def stored_bits(self) -> float:
-        """Bits that a code takes in memory: 1.6 in base 3, else `bits`."""
+        """Bits that a code takes in memory: 1.6 in base 3, about 11.2 for coded bf16, else `bits`."""
+        if self.coded:
+            return CODED_BITS
         return 1.6 if self.packing == "base3" else float(self.bits)
 
     @staticmethod
@@ -294,6 +304,11 @@ class Format:
         if float_type not in FLOAT_TYPES:
             raise FormatError(f"Format.plain: {float_type!r}, must be one of {', '.join(FLOAT_TYPES)}")
         return Format(float_type, FLOAT_TYPES[float_type].bits, (), 0, "none", float_type=float_type)
+
+    @staticmethod
+    def lossless() -> Format:
+        """bf16 with entropy-coded exponents. Source of the idea: DFloat11, arXiv:2504.11651."""
+        return Format("df11", 16, (), 0, "none", float_type="bf16", coded=True)
 
 
 def _suffix(group_size: int, scale_type: str, usual_scale: str) -> str:

@@ -11,6 +11,7 @@ trit2                  2 ternary terms
 bfp4                   block floating point, 4-bit mantissas
 mxfp4 .. nvfp4         published formats, which fix group and scale; a suffix overrides
 fp16  bf16  fp32       plain floats, without suffixes
+df11                   bf16 with coded exponents, lossless
 Missing suffixes take the default of the constructor in `format.py`; `-m4` alone means groups of 16.
 """
 
@@ -76,10 +77,10 @@ def parse_format(name: str | Format) -> Format:
         given["scale_type"] = scale
         if scale == "m4" and group is None:
             given["group_size"] = GROUP_MULTIPLE  # small groups are what m4 scales are for
-    if base in FLOAT_TYPES:
+    if base in FLOAT_TYPES or base == "df11":
         if given:
             raise FormatError(f"parse_format({name!r}): {base} has no groups or scales; write {base!r}")
-        return Format.plain(base)
+        return Format.lossless() if base == "df11" else Format.plain(base)
     if base in PUBLISHED:
         base, usual_group, usual_scale = PUBLISHED[base]
         given = {"group_size": usual_group, "scale_type": usual_scale} | given

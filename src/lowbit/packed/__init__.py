@@ -3,6 +3,7 @@
 from lowbit.packed.base3 import base3_shape, pack_base3, unpack_base3
 from lowbit.packed.columns_term import ColumnsTerm
 from lowbit.packed.entries_term import EntriesTerm
+from lowbit.packed.entropy_term import EntropyTerm
 from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.layout import (
     BLOCK_ROWS,
@@ -34,6 +35,7 @@ __all__ = [
     "CodeTerm",
     "ColumnsTerm",
     "EntriesTerm",
+    "EntropyTerm",
     "FloatTerm",
     "LowRankTerm",
     "PackedMatrix",

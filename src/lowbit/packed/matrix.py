@@ -8,6 +8,7 @@ import numpy as np
 from lowbit.errors import CheckpointError, FormatError
 from lowbit.packed.columns_term import ColumnsTerm
 from lowbit.packed.entries_term import EntriesTerm
+from lowbit.packed.entropy_term import EntropyTerm
 from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.low_rank_term import LowRankTerm
 from lowbit.packed.sparse_term import SparseTerm
@@ -22,6 +23,7 @@ KINDS: dict[str, type[Term]] = {
     "outlier_columns": ColumnsTerm,
     "outlier_entries": EntriesTerm,
     "low_rank": LowRankTerm,
+    "entropy": EntropyTerm,
 }
 MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
 

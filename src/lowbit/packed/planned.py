@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lowbit.errors import FormatError
 from lowbit.formats import Format
 from lowbit.packed.base3 import base3_shape
 from lowbit.packed.float_term import FLOAT_DTYPES
@@ -21,8 +22,11 @@ ArrayLayout = dict[str, tuple[type, tuple[int, ...]]]  # name -> (dtype, shape)
 def planned_arrays(format: Format, out_features: int, in_features: int, what: str = "plan") -> ArrayLayout:
     """The arrays of `PackedMatrix.state()` for a matrix of this shape, in the order of their terms.
 
-    Raises FormatError, opening with `what`, if the group size does not divide in_features.
+    Raises FormatError, opening with `what`, if the group size does not divide in_features, or if the format
+    codes weights, so that their number of bytes depends on them.
     """
+    if format.coded:
+        raise FormatError(f"{what}: the size of {format.name} weights is known when they are coded")
     blocks = block_count(out_features)
     if format.float_type is not None:
         return {"0.values": (FLOAT_DTYPES[format.float_type], (blocks, in_features, BLOCK_ROWS))}

@@ -15,6 +15,7 @@ from lowbit.formats import Format, parse_format
 from lowbit.formats.scales import encode_scales
 from lowbit.packed import (
     CodeTerm,
+    EntropyTerm,
     FloatTerm,
     PackedMatrix,
     check_group_size,
@@ -209,6 +210,8 @@ def _to_floats(weight: np.ndarray, format: Format, largest: float, what: str) ->
         values = weight.astype(np.float16)
     elif format.float_type == "bf16":
         bits = weight.view(np.uint32)
+        if format.coded:
+            return _to_coded(weight, format, what), 0.0
         values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     else:
         values = weight
@@ -220,3 +223,17 @@ def _to_floats(weight: np.ndarray, format: Format, largest: float, what: str) ->
     squared = float(np.square(weight, dtype=np.float64).sum())
     error = float(np.square(matrix.dequantize() - weight, dtype=np.float64).sum())
     return matrix, error / squared if squared else 0.0
+
+
+def _to_coded(weight: np.ndarray, format: Format, what: str) -> PackedMatrix:
+    """Code bfloat16 weights, which the float32 array must hold exactly."""
+    bits = weight.view(np.uint32)
+    inexact = bits & 0xFFFF != 0
+    if inexact.any():
+        row, column = (int(i) for i in np.argwhere(inexact)[0])
+        raise FormatError(
+            f"{what} to {format.name}: weight[{row}, {column}] is {weight[row, column]}, which is no bfloat16, so "
+            "it cannot be kept; take bf16, which rounds, or quantize the result of that"
+        )
+    term = EntropyTerm.of((bits >> 16).astype(np.uint16))
+    return PackedMatrix(weight.shape[0], weight.shape[1], (term,), format.name)
