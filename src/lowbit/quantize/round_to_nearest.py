@@ -232,8 +232,8 @@ def _to_coded(weight: np.ndarray, format: Format, what: str) -> PackedMatrix:
     if inexact.any():
         row, column = (int(i) for i in np.argwhere(inexact)[0])
         raise FormatError(
-            f"{what} to {format.name}: weight[{row}, {column}] is {weight[row, column]}, which is no bfloat16, so "
-            "it cannot be kept; take bf16, which rounds, or quantize the result of that"
+            f"{what} to {format.name}: weight[{row}, {column}] is {weight[row, column]}, which is no "
+            "bfloat16, so it cannot be kept; take bf16, which rounds, or quantize the result of that"
         )
     term = EntropyTerm.of((bits >> 16).astype(np.uint16))
     return PackedMatrix(weight.shape[0], weight.shape[1], (term,), format.name)
