@@ -17,8 +17,8 @@ inline size_t gemv_scratch_bytes(const CodeTerm& t, size_t padded) {
 
 // Whether `few` covers this term: linear codes and tables of bytes with scales only.
 inline bool has_few(const CodeTerm& t) {
-  return !t.zero_points && !t.offsets && !t.selectors && !t.multipliers && !t.base3 &&
-         t.group_size % kChunk == 0 && (t.map == Map::table1 || (t.map == Map::linear && t.step == 1));
+  return !t.zero_points && !t.offsets && !t.selectors && !t.multipliers && !t.base3 && t.map != Map::table2 &&
+         t.group_size % kChunk == 0;
 }
 
 struct MatmulKernels {

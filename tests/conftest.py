@@ -1,9 +1,13 @@
 """Shared fixtures: where optional data lies, and a fixed seed."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+# No test measures this machine or writes to the user's cache folder unless it says so.
+os.environ.setdefault("LOWBIT_TUNING", "off")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

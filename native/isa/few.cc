@@ -38,6 +38,7 @@ void tile_of_tokens(const CodeTerm& t, size_t block, const Activations& a, size_
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   F32 run[tokens][2];
   const Runs runs = runs_of(t);
+  const bool stepped = map == Map::linear && t.step != 1;
   size_t group = 0, group_end = t.group_size;
   for (size_t k = 0, end; k < padded; k = end) {
     end = segment_end(k, group_end, padded);
@@ -48,7 +49,8 @@ void tile_of_tokens(const CodeTerm& t, size_t block, const Activations& a, size_
       s[i] = segment_scale(a, first + i, k, end);
       unroll<2>([&](auto tile) LOWBIT_UNROLLED {
         sum[i][0][tile] = zero_i32();
-        sum[i][limbs - 1][tile] = start<bits, map, true>(t.base, s[i]);
+        sum[i][limbs - 1][tile] =
+            stepped ? start<bits, map, false>(t.base, s[i]) : start<bits, map, true>(t.base, s[i]);
       });
     });
     for (size_t c = k; c < end; c += kChunk) {
@@ -76,8 +78,9 @@ void tile_of_tokens(const CodeTerm& t, size_t block, const Activations& a, size_
         unroll<limbs>([&](auto limb) LOWBIT_UNROLLED { dot[0][limb] = sum[i][limb][tile]; });
         float* const at = acc + i * kBlockRows + tile * kTileRows;
         F32 f = load(at);
-        add_total<true>(f, run[i][tile], segment_total<map, true>(dot, t, w, s[i]), begins, ends,
-                        runs.weights_outer, t, w, s[i]);
+        const F32 total =
+            stepped ? segment_total<map, false>(dot, t, w, s[i]) : segment_total<map, true>(dot, t, w, s[i]);
+        add_total<true>(f, run[i][tile], total, begins, ends, runs.weights_outer, t, w, s[i]);
         store(at, f);
       });
     });

@@ -20,10 +20,12 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.measure import describe_machine, find_problems
 
     info = describe_machine()
-    bandwidth = int8_peak = None
+    bandwidth = int8_peak = crossovers = None
     if info["native_error"] is None:
         from lowbit import _native
+        from lowbit.kernels import tuning
 
+        crossovers = tuning.tune()._asdict()
         bandwidth = float(_native.measure_bandwidth(MEASURE_BYTES, MEASURE_SECONDS))
         int8_peak = float(_native.measure_int8_peak(MEASURE_SECONDS))
     return {
@@ -31,6 +33,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "threads": info["threads"],
         "bandwidth_bytes_per_second": bandwidth,
         "int8_multiply_adds_per_second": int8_peak,
+        "crossovers": crossovers,
         "problems": find_problems(info),
         **{key: value for key, value in info.items() if key not in ("isa", "threads")},
     }
@@ -49,6 +52,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         rows += [
             ("memory bandwidth", f"{r['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s"),
             ("int8 peak", f"{r['int8_multiply_adds_per_second'] / 1e9:,.0f} G multiply-adds/s"),
+            ("decoded in registers", f"up to {r['crossovers']['few']} tokens, unpacked beyond"),
         ]
     sys.stdout.write(output.pairs(rows))
     if not r["problems"]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, parse_format
+from lowbit.kernels import tuning
 from lowbit.measure.machine import cache_bytes, cpu_name
 from lowbit.measure.products import (
     PATTERN_ROWS,
@@ -76,6 +77,7 @@ def bench_kernels(
     try:
         for team in teams:
             _native.set_threads(team)
+            tuning.tune()
             result["bounds"].append({"threads": team, **limits()})
             for fmt, size in itertools.product(parsed, sizes):
                 say(done, total, f"{fmt.name} {size[0]}x{size[1]}")
@@ -88,6 +90,7 @@ def bench_kernels(
                 done += len(counts)
     finally:
         _native.set_threads(before)
+        tuning.apply()
     say(total, total, "")
     return result
 

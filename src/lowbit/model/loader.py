@@ -68,6 +68,7 @@ def load_model(
     Raises CheckpointError, UnsupportedError or RequestError; nothing is loaded halfway.
     """
     from lowbit import _native
+    from lowbit.kernels import tuning
     from lowbit.model.checkpoint import open_checkpoint
 
     if activations not in ACTIVATION_BITS:
@@ -80,6 +81,7 @@ def load_model(
         if threads < 1:
             raise RequestError(f"load: threads={threads}; use at least 1, or none for the default")
         _native.set_threads(threads)
+    tuning.apply()
     if not isinstance(source, (str, PathLike)):
         return _load(source, activations, context, kv_bits)
     with open_checkpoint(source) as checkpoint:

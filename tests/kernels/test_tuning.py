@@ -1,0 +1,78 @@
+"""The crossovers between kernels: measured, kept, read back; no result depends on them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lowbit import _native
+from lowbit.formats import parse_format
+from lowbit.kernels import tuning
+from lowbit.quantize import round_to_nearest
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
+    monkeypatch.delenv("LOWBIT_TUNING", raising=False)
+    before = _native.crossovers()
+    yield
+    _native.set_crossovers(*before)
+
+
+def test_measured_once_and_read_back():
+    found = tuning.tune()
+    assert all(1 <= value <= tuning.MOST for value in found)
+    _native.set_crossovers(1, 1)
+    assert tuning.apply() == found == _native.crossovers()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"%s": 3}', '{"%s": {"gemv": 0, "few": 4}}'])
+def test_a_damaged_file_is_ignored_and_rewritten(text):
+    tuning.path().write_text(text.replace("%s", tuning._key()))
+    _native.set_crossovers(3, 5)
+    assert tuning.apply() == (3, 5)
+    found = tuning.tune()
+    assert json.loads(tuning.path().read_text())[tuning._key()] == found._asdict()
+
+
+def test_off_neither_reads_nor_measures(monkeypatch):
+    monkeypatch.setenv("LOWBIT_TUNING", "off")
+    _native.set_crossovers(3, 5)
+    assert tuning.tune() == tuning.apply() == (3, 5)
+    assert not tuning.path().exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path / "file"))
+    tuning.tune()
+
+
+@pytest.mark.parametrize(
+    "name", ["int1-g64", "int3-g32", "int4-g64", "int8", "nf4-g64", "mxfp4", "int4a-g64"]
+)
+@pytest.mark.parametrize("activation_bits", [8, 16])
+def test_every_kernel_gives_the_same_bits(name, activation_bits, rng):
+    fmt = parse_format(name)
+    native = round_to_nearest(rng.normal(size=(70, 192)).astype(np.float32), fmt).native()
+    x = rng.normal(size=(16, 192)).astype(np.float32)
+    _native.set_crossovers(1, 1)
+    expected, kernels = _native.matmul(x, native, activation_bits), set()
+    for gemv, few in ((1, 1), (16, 1), (1, 16)):
+        _native.set_crossovers(gemv, few)
+        for tokens in (2, 3, 4, 5, 7, 8, 9, 16):
+            kernel = native.kernel(tokens, activation_bits)
+            kernels.add(kernel)
+            found = _native.matmul(x[:tokens], native, activation_bits)
+            np.testing.assert_array_equal(found, expected[:tokens], err_msg=f"{kernel}, {tokens} tokens")
+    assert native.kernel(1) == "gemv"
+    assert kernels >= {"gemm", "gemv"}
+    assert ("few" in kernels) == (name not in ("nf4-g64", "int4a-g64"))
+
+
+def test_crossovers_out_of_range_are_named():
+    with pytest.raises(ValueError, match="gemv=0"):
+        _native.set_crossovers(0, 4)
+    with pytest.raises(ValueError, match="few=17"):
+        _native.set_crossovers(4, 17)
