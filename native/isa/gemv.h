@@ -38,18 +38,20 @@ using Gemv = void (*)(const CodeTerm& term, size_t block, size_t blocks, const A
 Gemv fast_gemv(const CodeTerm& term, int limbs);
 
 // Bytes that the stream of codes is fetched ahead of its use: the hardware's own prefetch stops at each page.
-constexpr size_t kAhead = 4096;
+// Straight to the first-level cache and not into the second: weights are read once per token.
+constexpr size_t kAhead = 8192;
 template <size_t lines>
 LOWBIT_INLINE void fetch_ahead(const uint8_t* p) {
-  unroll<lines>([&](auto line) LOWBIT_UNROLLED { __builtin_prefetch(p + kAhead + 64 * line, 0, 3); });
+  unroll<lines>([&](auto line) LOWBIT_UNROLLED { __builtin_prefetch(p + kAhead + 64 * line, 0, 0); });
 }
 
 // All scales of a block as floats. Doing this first keeps the many types of scales out of the loops and
 // fetches what the next block needs: scales are read too slowly for the hardware to see a stream.
-inline void block_scales(const CodeTerm& t, size_t block, float* out) {
+inline void block_scales(const CodeTerm& t, size_t block, float* out, bool fetch_next = true) {
   const size_t count = t.groups * kBlockRows, size = number_bytes(t.scale_type);
   const uint8_t* next = static_cast<const uint8_t*>(t.scales) + (block + 1) * count * size;
-  for (size_t line = 0; line < count * size; line += 64) __builtin_prefetch(next + line, 0, 2);
+  if (fetch_next)
+    for (size_t line = 0; line < count * size; line += 64) __builtin_prefetch(next + line, 0, 2);
   const F32 unit = set1(t.unit);
   const auto convert = [&](Number type) LOWBIT_EXPANDED {
     for (size_t i = 0; i < count; i += kTileRows)

@@ -86,9 +86,11 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
   const size_t padded = a.padded;
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   const int8_t* x = a.high + token * padded;
+  const size_t scale_bytes = kBlockRows * number_bytes(t.scale_type);
   for (const size_t last_block = block + blocks; block < last_block; ++block, acc += kBlockRows) {
-    block_scales(t, block, scales);
+    block_scales(t, block, scales, false);
     const float* scale = scales;
+    const uint8_t* next_scale = static_cast<const uint8_t*>(t.scales) + (block + 1) * t.groups * scale_bytes;
     F32 f[2] = {load(acc), load(acc + kTileRows)}, run[2] = {set1(-0.0f), set1(-0.0f)};
     TileSums<bits> sums[2];
     const auto chunk = [&](size_t k) LOWBIT_EXPANDED {
@@ -113,12 +115,16 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
         if (last) {
           scale += kBlockRows;
           group_end += t.group_size;
+          __builtin_prefetch(next_scale, 0, 2);
+          next_scale += scale_bytes;
         }
       }
     } else {
       for (size_t k = 0; k < padded; k += kChunk, scale += kBlockRows) {
         const SegmentScale s = begin(k, k + kChunk);
         chunk(k);
+        __builtin_prefetch(next_scale, 0, 2);
+        next_scale += scale_bytes;
         end_sums<bits, false>(sums, t, scale, k % kActivationGroup != 0 || k + kChunk == padded, s, f, run);
       }
     }
