@@ -12,11 +12,11 @@ namespace lowbit {
 void Walk::keep_wanted() {
   if (w_.redundant_ || w_.wanted_.size() == rows_) return;
   const size_t n = spec_.hidden_size, stride = w_.hidden_stride_;
+  float* delta = w_.from_attention_;
   if (member_.id == 0) {
     for (size_t i = 0; i < w_.wanted_.size(); ++i) {
       std::memmove(lane_.stream.get() + i * n, lane_.stream.get() + w_.wanted_[i] * n, n * sizeof(float));
-      std::memmove(w_.projected_.get() + i * stride, w_.projected_.get() + w_.wanted_[i] * stride,
-                   n * sizeof(float));
+      std::memmove(delta + i * stride, delta + w_.wanted_[i] * stride, n * sizeof(float));
     }
   }
   barrier();
@@ -37,8 +37,8 @@ void Walk::head_group(size_t first, size_t count) {
   own_rows(count, &begin, &end);
   for (size_t i = begin; i < end; ++i) {
     const size_t row = narrowed_ ? first + i : w_.wanted_[first + i];
-    norm_row(row, w_.projected_.get() + row * w_.hidden_stride_, bias, decoder_.final_norm(),
-             lane_.normed.get() + i * n, integer_row(lane_.head, i));
+    norm_row(row, w_.from_mlp_ + row * w_.hidden_stride_, bias, decoder_.final_norm(), normed_row(i, n),
+             integer_row(lane_.head, i));
   }
   sync();
   const StepOutput& output = w_.output_;

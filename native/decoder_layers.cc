@@ -39,7 +39,7 @@ void Walk::run() {
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const DecoderLayer& layer = decoder_.layer(i);
     const bool first = i == 0;
-    normalize(first ? nullptr : w_.projected_.get(), first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
+    normalize(first ? nullptr : w_.from_mlp_, first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
               layer.input_norm);
     attention_half(i);
     if (i + 1 == spec_.n_layers) {
@@ -81,9 +81,14 @@ void Walk::normalize(const float* delta, const std::vector<float>& bias, const s
   size_t begin, end;
   own_rows(rows_, &begin, &end);
   for (size_t row = begin; row < end; ++row)
-    norm_row(row, delta ? delta + row * w_.hidden_stride_ : nullptr, bias, weight,
-             lane_.normed.get() + row * n, integer_row(lane_.hidden, row));
+    norm_row(row, delta ? delta + row * w_.hidden_stride_ : nullptr, bias, weight, normed_row(row, n),
+             integer_row(lane_.hidden, row));
   sync();
+}
+
+// Where a normed row goes: a place of its own if anybody reads it later.
+float* Walk::normed_row(size_t row, size_t size) const {
+  return lane_.normed.get() + (w_.normed_floats_ ? row * size : member_.id * w_.normed_size());
 }
 
 void Walk::norm_row(size_t row, const float* delta, const std::vector<float>& bias,
@@ -114,19 +119,19 @@ void Walk::attention_half(size_t index) {
     for (size_t row = begin; row < end; ++row) {
       const IntegerRow integers = integer_row(lane_.attention, row);
       kernels_.norm(w_.attended_ + row * q, nullptr, nullptr, layer.attn_sub_norm.data(), q, spec_.norm_eps,
-                    lane_.normed.get() + row * q, &integers);
+                    normed_row(row, q), &integers);
     }
   } else if (layer.o->reads_integers()) {
     quantize_rows(lane_.attention, begin, end);
   }
   sync();
-  const Product output = {layer.o, w_.projected_.get(), w_.hidden_stride_};
+  const Product output = {layer.o, w_.from_attention_, w_.hidden_stride_};
   product(&output, 1, lane_.attention);
   barrier();
 }
 
 void Walk::mlp_half(const DecoderLayer& layer) {
-  normalize(w_.projected_.get(), layer.o_bias, layer.post_norm);
+  normalize(w_.from_attention_, layer.o_bias, layer.post_norm);
   const size_t n = spec_.intermediate_size;
   const size_t stride = w_.inner_stride_;
   const Product inputs[] = {{layer.gate, w_.gate_.get(), stride}, {layer.up, w_.up_, stride}};
@@ -146,7 +151,7 @@ void Walk::mlp_half(const DecoderLayer& layer) {
       kernels_.norm(out, nullptr, nullptr, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out, wanted);
   }
   sync();
-  const Product output = {layer.down, w_.projected_.get(), w_.hidden_stride_};
+  const Product output = {layer.down, w_.from_mlp_, w_.hidden_stride_};
   product(&output, 1, lane_.inner);
   barrier();
 }

@@ -11,6 +11,7 @@ namespace {
 constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows instead of sharing it
 constexpr size_t kPassStep = 96;      // tokens: full column tiles of the products and full tiles of queries
 constexpr size_t kLargestPass = 480;  // products gain nothing from more
+constexpr size_t kColumns = 6;        // tokens that a register tile of the products takes
 constexpr size_t kPassShare = 32;  // beyond a step, rows of a pass take at most 1/32 of the weights' memory
 // Rows of an attention tile: a multiple of six (the register tile) and of the usual group sizes 1-4, 6, 8, 9;
 // keys and values are widened once for all of them.
@@ -150,10 +151,16 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
   qkv_stride_ = row_stride(spec_.q_size() + 2 * spec_.kv_size());
   hidden_stride_ = row_stride(spec_.hidden_size);
   inner_stride_ = row_stride(spec_.intermediate_size);
-  for (size_t i = 0; i < spec_.n_layers; ++i) inner_floats_ |= decoder.layer(i).down->reads_values();
+  normed_floats_ = decoder.head().reads_values();
+  for (size_t i = 0; i < spec_.n_layers; ++i) {
+    const DecoderLayer& l = decoder.layer(i);
+    inner_floats_ |= l.down->reads_values();
+    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up}) normed_floats_ |= m->reads_values();
+  }
   const size_t halves = std::max(qkv_stride_ + spec_.q_size(), inner_stride_);
-  const size_t floats = 3 * spec_.hidden_size + halves + inner_stride_ + spec_.rotary_dim +
-                        (inner_floats_ ? spec_.intermediate_size : 0);
+  const size_t floats = spec_.hidden_size + halves + std::max(inner_stride_, hidden_stride_) +
+                        spec_.rotary_dim + (inner_floats_ ? spec_.intermediate_size : 0) +
+                        (normed_floats_ ? normed_size() : 0);
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
   const size_t fitting = weight_bytes(decoder) / kPassShare / (floats * sizeof(float) + 2 * codes * limbs);
   pass_tokens_ = std::clamp(fitting / kPassStep * kPassStep, kPassStep, kLargestPass);
@@ -167,8 +174,11 @@ size_t DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vect
   output_ = output;
   bad_output_ = kAllFinite;
   first_output_ = 0;
-  for (size_t begin = 0; begin < tokens.size(); begin += pass_tokens_) {
-    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + pass_tokens_), crew->size());
+  // Passes of equal size: a short one at the end would unpack all weights for a few tokens.
+  const size_t passes = (tokens.size() + pass_tokens_ - 1) / pass_tokens_;
+  const size_t size = round_up((tokens.size() + passes - 1) / passes, kColumns);
+  for (size_t begin = 0; begin < tokens.size(); begin += size) {
+    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + size), crew->size());
     crew->run([this](const Member& member) { Walk(*this, member).run(); });
     first_output_ += wanted_.size();
   }
@@ -250,10 +260,11 @@ void DecoderWorkspace::plan_attention(size_t members) {
 void DecoderWorkspace::lay_out(size_t members) {
   const size_t n = count_, q = spec_.q_size();
   const int limbs = spec_.activation_bits / 8;
-  qkv_ = up_ = halves_.grow(n * std::max(qkv_stride_ + q, inner_stride_));
+  qkv_ = up_ = from_mlp_ = halves_.grow(n * std::max({qkv_stride_ + q, inner_stride_, hidden_stride_}));
   attended_ = qkv_ + n * qkv_stride_;
-  projected_.grow(n * hidden_stride_);
-  gate_.grow(n * inner_stride_);
+  from_attention_ = gate_.grow(n * std::max(inner_stride_, hidden_stride_));
+  // With a lane per member nobody waits between reading a projection and the next product.
+  if (redundant_) from_attention_ = from_mlp_ = projected_.grow(n * hidden_stride_);
   if (output_.kind == StepOutput::Kind::sample || output_.kind == StepOutput::Kind::score) {
     const size_t held = std::min(wanted_.size(), kHeadRows);
     logits_.grow(held * spec_.vocab_size);
@@ -265,7 +276,7 @@ void DecoderWorkspace::lay_out(size_t members) {
     Lane& lane = *lanes_[i];
     lane.stream.grow(n * spec_.hidden_size);
     lane.rotation.grow(n * spec_.rotary_dim);
-    float* normed = lane.normed.grow(n * std::max(spec_.hidden_size, q));
+    float* normed = lane.normed.grow((normed_floats_ ? n : members) * normed_size());
     float* inner = lane.activated.grow((inner_floats_ ? n : members) * spec_.intermediate_size);
     lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);
     lane.head = lane.head_memory.prepare(std::min(n, kHeadRows), spec_.hidden_size, kHeadLimbs, normed);

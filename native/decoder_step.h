@@ -9,6 +9,7 @@
 //   many tokens  members share the rows out: 9 or 10 barriers per layer, small beside the products
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -42,7 +43,7 @@ class FloatBuffer {
 // Rows that either every member has for itself (few tokens) or all share (many).
 struct Lane {
   FloatBuffer stream;     // [tokens][hidden] residual
-  FloatBuffer normed;     // [tokens][max(hidden, q_size)]
+  FloatBuffer normed;     // [tokens][max(hidden, q_size)] where a product reads floats, else a row per member
   FloatBuffer activated;  // [tokens][intermediate] where `down` reads floats, else one row per member
   FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
   ActivationBuffer hidden_memory, attention_memory, inner_memory, head_memory;
@@ -94,6 +95,7 @@ class DecoderWorkspace {
                  size_t members);
   void plan_attention(size_t members);
   void lay_out(size_t members);
+  size_t normed_size() const { return std::max(spec_.hidden_size, spec_.q_size()); }
 
   const Decoder& decoder_;
   const DecoderSpec& spec_;
@@ -119,16 +121,20 @@ class DecoderWorkspace {
   std::vector<std::unique_ptr<Lane>> lanes_;
   std::vector<MatmulScratch> matmul_scratch_;   // per member
   std::vector<FloatBuffer> attention_scratch_;  // per member
-  FloatBuffer halves_, projected_, gate_, partials_, logits_;
+  FloatBuffer halves_, gate_, projected_, partials_, logits_;
   // Floats from one token to the next where products write: see row_stride().
   size_t qkv_stride_, hidden_stride_, inner_stride_;
-  bool inner_floats_ = false;  // some `down` reads its input as floats
+  bool inner_floats_ = false;   // some `down` reads its input as floats
+  bool normed_floats_ = false;  // some other product does
   // Within `halves_`: the attention half of a layer has queries, keys and values, then attended rows; the
-  // other half puts `up` in their place. A barrier stands between the last read of one and the first write of
-  // the other.
+  // other half puts `up` in their place, and at its end, when that is activated, what `down` projects. The
+  // projection of `o` lies in `gate_`. A barrier stands between the last read of one and the first write of
+  // the other. Where members have lanes of their own, both projections lie in `projected_`.
   float* qkv_ = nullptr;
   float* attended_ = nullptr;
   float* up_ = nullptr;
+  float* from_attention_ = nullptr;  // [tokens][hidden], what a half adds to the stream
+  float* from_mlp_ = nullptr;
   std::vector<LogitChunk> chunks_;
 };
 
@@ -148,6 +154,7 @@ class Walk {
   void product(const Product* products, size_t count, const Activations& a);
   void embed();
   void normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight);
+  float* normed_row(size_t row, size_t size) const;
   void norm_row(size_t row, const float* delta, const std::vector<float>& bias,
                 const std::vector<float>& weight, float* out, const IntegerRow& integers);
   void attention_half(size_t layer);
