@@ -32,7 +32,9 @@ LOWBIT_INLINE void add_steps(I32 (&sum)[columns][2], size_t tile, const int8_t* 
                              size_t stride) {
   __m256i pairs[columns][2];
   unroll<steps>([&](auto step) LOWBIT_UNROLLED {
-    const __m256i w0 = load_half(w + step * 128), w1 = load_half(w + step * 128 + 32);
+    __m256i w0 = load_half(w + step * 128), w1 = load_half(w + step * 128 + 32);
+    // Loaded once: left to itself GCC loads them again in every product, and two loads a cycle are the limit.
+    if constexpr (kDepths && depth > 1) asm("" : "+x"(w0), "+x"(w1));
     unroll<columns>([&](auto c) LOWBIT_UNROLLED {
       const __m256i v = activations4<depth>(x + c * stride + 4 * step).a;
       if constexpr (kDepths && depth > 1) {
