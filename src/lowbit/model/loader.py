@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
     from lowbit.model.tokenizer import Tokenizer
 
+INTEGER_KINDS = ("codes", "sparse_codes")  # of terms: they multiply activations that were rounded to integers
 ACTIVATION_BITS = {"int8": 8, "int16": 16}
 
 
@@ -64,7 +65,8 @@ def load_model(
     context: positions that one sequence may hold; None: those of the published checkpoint. The dynamic
         rope scaling depends on it, see rope.inverse_frequencies.
     threads: of all native work in this process; None: as it is.
-    kv_bits: of keys and values: 16, or 8 for attention in integers; None: 8 with int8 activations, else 16.
+    kv_bits: of keys and values: 16, or 8 for attention in integers; None: 8 where coded weights meet int8
+        activations, 16 with int16 ones and in a model of plain floats, whose results stay those of floats.
     Raises CheckpointError, UnsupportedError or RequestError; nothing is loaded halfway.
     """
     from lowbit import _native
@@ -73,9 +75,7 @@ def load_model(
 
     if activations not in ACTIVATION_BITS:
         raise RequestError(f"load: activations={activations!r}; use one of {', '.join(ACTIVATION_BITS)}")
-    if kv_bits is None:
-        kv_bits = default_kv_bits(activations)
-    if kv_bits not in KV_BITS:
+    if kv_bits not in (None, *KV_BITS):
         raise RequestError(f"load: kv_bits={kv_bits}; use 8 or 16, or none for the default")
     if threads is not None:
         if threads < 1:
@@ -88,7 +88,7 @@ def load_model(
         return _load(checkpoint, activations, context, kv_bits)
 
 
-def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits: int) -> LoadedModel:
+def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits: int | None) -> LoadedModel:
     config = checkpoint.config
     positions = _context(config, context)
     config, expected = _coverage(checkpoint, config)
@@ -106,6 +106,9 @@ def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits
         else:
             config = replace(config, tied=False)
 
+    if kv_bits is None:
+        coded = any(term.kind in INTEGER_KINDS for matrix in weights.values() for term in matrix.terms)
+        kv_bits = default_kv_bits(activations) if coded else 16
     nbytes = sum(matrix.nbytes for matrix in weights.values()) + sum(v.nbytes for v in vectors.values())
     count = sum(m.out_features * m.in_features for m in weights.values()) + sum(
         v.size for v in vectors.values()
