@@ -34,8 +34,8 @@
 #define LOWBIT_IF_NEONDOT(x)
 #endif
 
-#define LOWBIT_EVERY_ISA(X)                                                         \
-  X(scalar)                                                                         \
-  LOWBIT_IF_AVX2(X(avx2))                                                           \
-  LOWBIT_IF_AVXVNNI(X(avxvnni)) LOWBIT_IF_AVX512(X(avx512)) LOWBIT_IF_NEON(X(neon)) \
-      LOWBIT_IF_NEONDOT(X(neondot))
+#define LOWBIT_EVERY_ISA(X)     \
+  X(scalar)                     \
+  LOWBIT_IF_AVX2(X(avx2))       \
+  LOWBIT_IF_AVXVNNI(X(avxvnni)) \
+  LOWBIT_IF_AVX512(X(avx512)) LOWBIT_IF_NEON(X(neon)) LOWBIT_IF_NEONDOT(X(neondot))
