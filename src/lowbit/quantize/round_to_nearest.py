@@ -62,9 +62,16 @@ def quantize_array(array: Any, format: Format | str, search: str = "mse") -> Pac
 
 
 def quantize_with_error(
-    weight: np.ndarray, format: Format, search: str = "mse", what: str = "quantize"
+    weight: np.ndarray,
+    format: Format,
+    search: str = "mse",
+    what: str = "quantize",
+    largest: float | None = None,
 ) -> tuple[PackedMatrix, float]:
-    """(matrix, squared error / squared weights). `what` opens error messages, e.g. with a tensor's name."""
+    """(matrix, squared error / squared weights). `what` opens error messages, e.g. with a tensor's name.
+
+    largest: largest magnitude of the whole tensor where `weight` is a part of it; None: that of `weight`
+    """
     if search not in SEARCHES:
         raise FormatError(f"{what}: search={search!r}; use one of {', '.join(SEARCHES)}")
     if weight.ndim != 2 or weight.dtype != F32 or 0 in weight.shape:
@@ -72,9 +79,10 @@ def quantize_with_error(
             f"{what}: received {weight.dtype} {list(weight.shape)}; needs float32 [out_features, in_features]"
         )
     weight = np.ascontiguousarray(weight)
-    largest = largest_magnitude(weight)
-    if not np.isfinite(largest):
+    own = largest_magnitude(weight)
+    if not np.isfinite(own):
         check_finite(weight, what)
+    largest = own if largest is None else max(own, largest)
     if format.float_type is not None:
         return _to_floats(weight, format, largest, what)
     check_group_size(weight.shape[1], format.group_size, f"{what} to {format.name}")
