@@ -2,7 +2,7 @@
 
 A matrix meets one token with the kernel `gemv`, a few with `few` (or `gemv` once per token, where `few` does
 not cover the format) and many with `gemm`. Where one overtakes another depends on the machine and changes no
-result. `lowbit doctor` and `lowbit bench kernels` measure it (`tune`, about 0.1 s) and loading a model reads
+result. `lowbit doctor` and `lowbit bench kernels` measure it (`tune`, about 0.3 s) and loading a model reads
 what they found (`apply`, 0.2 ms); without them built-in numbers hold. LOWBIT_TUNING=off ignores the file.
 """
 
@@ -23,7 +23,9 @@ __all__ = ["Crossovers", "apply", "tune"]
 
 MOST = 16  # largest batch that gemv and few may be taken for, as in native/crossover.h
 SHAPE, GROUP = (2048, 2048), 64  # large enough that a product takes longer than waking the threads
-REPEATS = 7
+# Products go round so many copies of the matrix, 36 MB of weights, that these come from memory or the last
+# cache as in a model. With one matrix in a nearer cache unpacking overtakes too early, at 9 tokens for 15.
+COPIES, REPEATS = 16, 3
 
 
 class Crossovers(NamedTuple):
@@ -129,14 +131,14 @@ def _last_better(zero_points: bool) -> int:
     points. Two batches in a row must be slower to end the search: one may be noise."""
     from lowbit import _native
 
-    matrix = _matrix(zero_points)
+    matrices = [_matrix(zero_points) for _ in range(COPIES)]
     best = 1
     for tokens in range(2, MOST + 1):
         x = np.ones((tokens, SHAPE[1]), np.float32)
         times = []
         for limit in (MOST, 1):
             _native.set_crossovers(limit, limit)
-            times.append(_seconds(x, matrix))
+            times.append(_seconds(x, matrices))
         if times[0] <= times[1]:
             best = tokens
         elif tokens > best + 1:
@@ -144,15 +146,15 @@ def _last_better(zero_points: bool) -> int:
     return best
 
 
-def _seconds(x: np.ndarray, matrix: Any) -> float:
-    """The least of several products: whatever else happens on the machine only adds."""
+def _seconds(x: np.ndarray, matrices: list[Any]) -> float:
+    """The least of several rounds through all matrices: whatever else happens on the machine only adds."""
     from lowbit import _native
 
-    _native.matmul(x, matrix)
     least = float("inf")
     for _ in range(REPEATS):
         started = time.perf_counter()
-        _native.matmul(x, matrix)
+        for matrix in matrices:
+            _native.matmul(x, matrix)
         least = min(least, time.perf_counter() - started)
     return least
 
