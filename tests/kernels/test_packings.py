@@ -5,10 +5,6 @@ The integers are the same, so the results are. Runs itself on the other instruct
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -204,21 +200,8 @@ def digests():
     return found
 
 
-def test_instruction_sets_agree_to_the_bit():
-    expected = digests()
-    for isa in _native.supported_isas():
-        if isa == _native.isa():
-            continue
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__))],
-            env={**os.environ, "LOWBIT_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = json.loads(done.stdout)
-        assert found.pop("isa") == isa
-        assert [n for n in expected if found[n] != expected[n]] == []
+def test_instruction_sets_agree_to_the_bit(same_on_every_isa):
+    same_on_every_isa(__file__, digests())
 
 
 def test_bad_packings_are_named():

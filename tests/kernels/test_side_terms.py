@@ -4,11 +4,7 @@ instruction set, number of threads and batch size.
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,19 +174,8 @@ def test_thread_count_does_not_matter():
         _native.set_threads(0)
 
 
-def test_instruction_sets_agree_to_the_bit():
-    expected = digests()
-    for isa in [isa for isa in _native.supported_isas() if isa != _native.isa()]:
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__))],
-            env={**os.environ, "LOWBIT_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        found = json.loads(done.stdout)
-        assert found.pop("isa") == isa
-        assert [n for n in expected if found[n] != expected[n]] == []
+def test_instruction_sets_agree_to_the_bit(same_on_every_isa):
+    same_on_every_isa(__file__, digests())
 
 
 def test_a_sparse_product_is_the_dense_one_to_the_bit(rng):
