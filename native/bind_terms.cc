@@ -33,6 +33,9 @@ const void* checked(const char* what, const AnyArray& array, size_t bytes) {
                             .c_str());
 }
 
+// Largest level that stays linear: 64 products with 16-bit activations (16256 at most) then fit int32.
+constexpr float kLinearMax = 2000;
+
 // Chooses how levels become integers: an arithmetic progression stays linear; levels that are integers of
 // at most 127 times a power of two fit one byte; all others take two limbs, within peak / 32512 of exact.
 void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, float tensor_scale) {
@@ -50,7 +53,7 @@ void set_levels(CodeTerm& t, const float* levels, size_t tables, size_t count, f
     return true;
   };
   float unit = 0;
-  if (tables == 1 && integral(1.0f, 65536.0f)) {
+  if (tables == 1 && integral(1.0f, kLinearMax)) {
     const int base = static_cast<int>(levels[0]);
     const int step = count > 1 ? static_cast<int>(levels[1]) - base : 1;
     bool linear = step != 0 && std::abs(step) < 256 && std::abs(base) <= 256;

@@ -34,6 +34,7 @@ from lowbit.packed import (
 ACTIVATION_GROUP = 64
 LIMB_BASE = 128
 LARGEST = {8: 127, 16: 127 * LIMB_BASE}  # of an activation integer
+LINEAR_MAX = 2000  # largest level that stays as it is: 2000 * 16256 * 64 products fit int32
 _F32 = np.float32
 _TINY = _F32(1e-30)  # a group whose largest magnitude is not above this counts as zero
 _HALF_ULP = 2.0**-24
@@ -65,10 +66,10 @@ def split_limbs(integers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def integer_levels(levels: np.ndarray) -> tuple[np.ndarray, float]:
     """Levels as integers: (int64 of the same shape, unit) with level = unit * integer.
 
-    levels: float32 [tables, n]. One table of evenly spaced integers keeps unit 1. Otherwise the unit is the
-    largest power of two in 2**8 .. 2**-24 that makes all of them integers of at most 127 (a signed byte), or
-    of at most 16256 (two limbs); where none does, peak / 16256 with rounding to nearest even, which is off by
-    at most peak / 32512.
+    levels: float32 [tables, n]. One table of evenly spaced integers up to 2000 keeps unit 1. Otherwise the
+    unit is the largest power of two in 2**8 .. 2**-24 that makes all of them integers of at most 127 (a
+    signed byte), or of at most 16256 (two limbs); where none does, peak / 16256 with rounding to nearest
+    even, which is off by at most peak / 32512.
     """
     wide = levels.astype(np.float64)
     steps = np.diff(wide[0])
@@ -78,6 +79,7 @@ def integer_levels(levels: np.ndarray) -> tuple[np.ndarray, float]:
         len(wide) == 1
         and whole
         and abs(wide[0, 0]) <= 256
+        and peak <= LINEAR_MAX
         and (len(steps) == 0 or (steps[0] != 0 and abs(steps[0]) < 256 and (steps == steps[0]).all()))
     ):
         return wide.astype(np.int64), 1.0
