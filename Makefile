@@ -24,10 +24,10 @@ $(VENV)/.base:
 build: $(VENV)/.base
 	CMAKE_BUILD_PARALLEL_LEVEL=$${JOBS:-$$(nproc)} $(BIN)/python -m pip install -q --no-build-isolation -e .
 
-# torch first and pinned: it is only a test oracle, and its plain wheel would bring CUDA along.
+# torch first and pinned: its plain wheel would bring CUDA along.
 $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install -q torch==2.13.0
-	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop transformers
+	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop scipy transformers
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.base

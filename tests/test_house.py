@@ -31,7 +31,9 @@ ROOMS["cli"] = {*ROOMS}
 OUTSIDE = {"numpy"}
 EXTRA = {
     "packed": {"safetensors"},
-    "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2"},
+    "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2", "torch"},
+    "compress": {"torch", "safetensors"},
+    "quantize": {"torch", "scipy"},
     "measure": {"matplotlib"},
     "cli": {"rich"},
 }

@@ -1,0 +1,121 @@
+"""The table of weight methods: one name, one function, one paper each.
+
+A method is a function (weight, format, statistics, **options) -> PackedMatrix in a file of its own; a line
+here makes it known to `lowbit quantize --method`, to the comparison of methods and to `lowbit formats`.
+
+    weight: float32 [out_features, in_features]
+    format: Format
+    statistics: what calibration saw of the input, or None where the method needs none
+
+Options are the keyword-only parameters of the function; their defaults give their types.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import RequestError
+from lowbit.formats import Format
+from lowbit.packed import PackedMatrix
+from lowbit.quantize.gptq import gptq
+from lowbit.quantize.round_to_nearest import round_to_nearest
+from lowbit.quantize.statistics import Statistics
+
+Value = str | int | float | bool
+Apply = Callable[..., PackedMatrix]
+
+
+@dataclass(frozen=True)
+class Method:
+    """apply: the function; calibrated: whether it needs statistics; source: where it was published."""
+
+    apply: Apply
+    calibrated: bool
+    summary: str
+    source: str
+
+    def options(self) -> dict[str, Value]:
+        """Names and defaults of its options."""
+        parameters = inspect.signature(self.apply).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _rtn(
+    weight: np.ndarray, format: Format, statistics: Statistics | None, *, search: str = "mse"
+) -> PackedMatrix:
+    return round_to_nearest(weight, format, search)
+
+
+def _gptq(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics,
+    *,
+    order: str = "given",
+    damping: float = 0.01,
+    search: str = "mse",
+) -> PackedMatrix:
+    return gptq(weight, statistics.hessian, format, order, damping, search).matrix
+
+
+METHODS: dict[str, Method] = {
+    "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
+    "gptq": Method(_gptq, True, "columns to come make up for the error", "arXiv:2210.17323"),
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method and the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, Value]
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.name]
+
+    def __str__(self) -> str:
+        given = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{given}" if given else self.name
+
+    def __call__(
+        self, weight: np.ndarray, format: Format, statistics: Statistics | None = None
+    ) -> PackedMatrix:
+        """Quantize one matrix. Raises RequestError if the method needs statistics and there are none."""
+        if self.method.calibrated and statistics is None:
+            raise RequestError(
+                f"quantize: method {self.name} needs calibration; give statistics of the input"
+            )
+        return self.method.apply(weight, format, statistics, **self.options)
+
+
+def parse_method(text: str) -> Choice:
+    """The method that `NAME` or `NAME:OPTION=VALUE,...` names. What is unknown raises RequestError."""
+    name, _, rest = text.strip().partition(":")
+    if name not in METHODS:
+        raise RequestError(f"quantize: method {name[:60]!r} is unknown; use one of {', '.join(METHODS)}")
+    known = METHODS[name].options()
+    options: dict[str, Value] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or key not in known:
+            takes = ", ".join(f"{option}={default}" for option, default in known.items()) or "no options"
+            raise RequestError(f"quantize: method {name} does not take {part[:60]!r}; it takes {takes}")
+        options[key] = _converted(name, key, value, known[key])
+    return Choice(name, options)
+
+
+def _converted(name: str, key: str, value: str, default: Any) -> Value:
+    kind = type(default)
+    try:
+        if kind is bool:
+            return {"yes": True, "true": True, "no": False, "false": False}[value.lower()]
+        return kind(value)
+    except (ValueError, KeyError):
+        raise RequestError(
+            f"quantize: method {name}: {key}={value[:60]!r} is no {kind.__name__}; the default is {default}"
+        ) from None

@@ -1,0 +1,58 @@
+"""The torch executor against transformers and the NumPy reference, family by family."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from lowbit.errors import RequestError  # noqa: E402
+from lowbit.model import torch_executor as executor  # noqa: E402
+from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
+from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD  # noqa: E402
+from lowbit.model.reference import reference_logits  # noqa: E402
+
+from . import tiny_models  # noqa: E402
+
+
+@pytest.fixture(scope="module", params=tiny_models.CASES, ids=str)
+def saved(request, tmp_path_factory):
+    model = tiny_models.build(tiny_models.CASES[request.param])
+    return model, tiny_models.save(model, tmp_path_factory.mktemp(request.param))
+
+
+def run(config, weights, ids, hook=None):
+    """Logits [batch, positions, vocab] of token ids [batch, positions], through every block."""
+    tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
+    turn = executor.rotation(config, ids.shape[1])
+    x = executor.embed(tensors[EMBEDDING], torch.from_numpy(ids))
+    for layer in range(config.n_layers):
+        prefix = f"model.layers.{layer}."
+        part = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+        x = executor.block(config, layer, part, x, turn, hook)
+    head = tensors[EMBEDDING if config.tied else HEAD]
+    return executor.logits(config, tensors[FINAL_NORM], head, x).numpy()
+
+
+def test_logits_of_every_family(saved):
+    model, folder = saved
+    with open_checkpoint(folder) as checkpoint:
+        config = checkpoint.config
+        weights = {name: checkpoint.read(name) for name in checkpoint.names()}
+    ids = np.stack([tiny_models.token_ids(24), tiny_models.token_ids(24)[::-1]]).astype(np.int64)
+    seen = {}
+    ours = run(config, weights, ids, lambda name, x: seen.setdefault(name, x.shape[-1]))
+    for row, tokens in zip(ours, ids, strict=True):
+        theirs = tiny_models.logits(model, list(tokens))
+        assert np.abs(theirs).max() > 1e-3
+        np.testing.assert_allclose(row, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
+        reference = reference_logits(config, weights, list(tokens))
+        np.testing.assert_allclose(row, reference, atol=1e-5 * np.abs(reference).max(), rtol=0)
+    assert list(seen) == [name for group in executor.GROUPS for name in group]
+    for name, width in seen.items():
+        assert weights[f"model.layers.0.{name}.weight"].shape[1] == width
+
+
+@pytest.mark.parametrize("ids", [[[]], [1, 2], [[-1]], [[5]]])
+def test_bad_tokens(ids):
+    with pytest.raises(RequestError):
+        executor.embed(torch.zeros(5, 4), torch.tensor(ids, dtype=torch.long))
