@@ -32,7 +32,7 @@ OUTSIDE = {"numpy"}
 EXTRA = {
     "packed": {"safetensors"},
     "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2", "torch"},
-    "compress": {"torch", "safetensors"},
+    "compress": {"torch", "scipy", "safetensors"},
     "quantize": {"torch", "scipy"},
     "measure": {"matplotlib"},
     "cli": {"rich"},
