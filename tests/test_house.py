@@ -178,9 +178,12 @@ PUBLIC = {
         "load",
     ],
     "lowbit.measure": [
+        "Comparison",
+        "ComparisonResult",
         "PerplexityResult",
         "bench",
         "bench_kernels",
+        "compare",
         "describe_machine",
         "find_problems",
         "first_token_seconds",

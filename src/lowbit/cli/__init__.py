@@ -15,6 +15,7 @@ VERBS = {
     "run": "generate text from a prompt",
     "chat": "talk with a model",
     "eval": "measure perplexity on a text",
+    "compare": "measure how far models are from a reference: KL, agreement, perplexity",
     "bench": "measure speed and memory against the machine's bounds",
     "inspect": "show what is inside a model",
     "doctor": "check this machine",

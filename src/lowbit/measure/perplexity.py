@@ -69,9 +69,10 @@ def perplexity(
         nll -= float(np.sum(log_probs, dtype=np.float64))
         scored += len(log_probs)
         if progress:
-            progress(i + 1, windows, _exp(nll / scored))
-    return PerplexityResult(_exp(nll / scored), scored, size, windows, time.perf_counter() - started)
+            progress(i + 1, windows, safe_exp(nll / scored))
+    return PerplexityResult(safe_exp(nll / scored), scored, size, windows, time.perf_counter() - started)
 
 
-def _exp(value: float) -> float:
+def safe_exp(value: float) -> float:
+    """exp, or infinity where it would overflow."""
     return math.exp(value) if value < 700 else math.inf
