@@ -86,9 +86,15 @@ def quantize(
     format: Any,
     output: str | PathLike[str] | None = None,
     *,
+    method: str = "rtn",
     search: str = "mse",
     embedding: Any = None,
     layers: Mapping[str, Any] | None = None,
+    calibration: Any = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    restart: bool = False,
     force: bool = False,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Any:
@@ -98,25 +104,35 @@ def quantize(
         a hub id or `smollm2-135m`.
     format: a Format or its name (`"int4-g64"`); for a checkpoint also a Scheme or its name.
     output: the directory to write; required for a checkpoint, refused for an array.
+    method: how to choose the codes, such as "rtn" or "gptq:order=activation"; see docs/methods.md.
+        For an array one that needs no calibration.
     search: "mse" (least-squares scale) or "minmax".
-    embedding, layers: for a checkpoint, the format of the embedding and head, and formats by
-        pattern on the tensor name, the first match first.
+
+    For a checkpoint only:
+    embedding, layers: the format of the embedding and head, and formats by pattern on the tensor
+        name, the first match first.
+    calibration: what runs through the model where the method asks for it: a text file, a list of
+        texts, or token ids [windows, positions]; None: the shipped text.
+    samples, length, seed: windows and positions drawn from the text (128 of 512), and how.
+    restart: throw an unfinished run to `output` away; without it the run is finished.
     force: replace `output` if it holds a model that lowbit wrote.
-    progress: for a checkpoint, called as (weights done, weights in all, tensor name).
-    Returns a PackedMatrix for an array; for a checkpoint a report: output, bits_per_weight,
-    seconds, peak_rss_bytes, layers.
+    progress: called as (weights done, weights in all, tensor name).
+    Returns a PackedMatrix for an array; for a checkpoint a report: output, method,
+    bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers.
     """
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
 
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
         extra = {"output": output, "embedding": embedding, "layers": layers, "progress": progress}
+        extra |= {"calibration": calibration, "samples": samples, "length": length}
         for name, value in extra.items():
             if value is not None:
                 raise RequestError(f"quantize: {name} belongs to checkpoints and source is an array; omit it")
         from lowbit.quantize import quantize_array
+        from lowbit.quantize.methods import parse_method
 
-        return quantize_array(source, parse_format(format), search=search)
+        return quantize_array(source, parse_format(format), search, parse_method(method))
 
     if output is None:
         raise RequestError(
@@ -132,7 +148,18 @@ def quantize(
         overrides = {pattern: parse_format(value) for pattern, value in layers.items()}
         scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})
     return quantize_checkpoint(
-        resolve(str(source)), scheme, output, search=search, progress=progress, force=force
+        resolve(str(source)),
+        scheme,
+        output,
+        search=search,
+        progress=progress,
+        force=force,
+        method=method,
+        calibration=calibration,
+        samples=samples,
+        length=length,
+        seed=seed,
+        restart=restart,
     )
 
 

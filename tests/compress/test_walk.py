@@ -60,7 +60,15 @@ def test_the_report_is_true(tiny_model, tmp_path):
     report = quantize_checkpoint(
         tiny_model, "int4-g32", tmp_path / "out", progress=lambda *step: calls.append(step)
     )
-    assert set(report) == {"output", "bits_per_weight", "seconds", "peak_rss_bytes", "layers"}
+    assert set(report) == {
+        "output",
+        "method",
+        "bits_per_weight",
+        "seconds",
+        "peak_rss_bytes",
+        "calibration_tokens",
+        "layers",
+    }
     assert report["output"] == str(tmp_path / "out")
     assert report["seconds"] > 0 and report["peak_rss_bytes"] > 1 << 20
     json.dumps(report)
@@ -87,7 +95,7 @@ def test_the_directory_is_one_that_others_recognise(tiny_model, tmp_path):
     assert config["quantization_config"]["quant_method"] == "lowbit"
     assert config["quantization_config"]["scheme"]["activations"] == "int16"
     details = json.loads((out / "lowbit.json").read_text())
-    assert (details["version"], details["format"], details["method"]) == (1, "lowbit", "round_to_nearest")
+    assert (details["version"], details["format"], details["method"]) == (1, "lowbit", "rtn")
     assert details["source"] == tiny_model.name and "/" not in details["source"]
     assert Scheme.from_dict(details["scheme"]) == Scheme.parse("w4a16kv16")
     assert (out / "tokenizer.json").read_bytes() == (tiny_model / "tokenizer.json").read_bytes()

@@ -20,6 +20,7 @@ VERBS = {
     "inspect": "show what is inside a model",
     "doctor": "check this machine",
     "formats": "list the number formats, or draw one",
+    "methods": "list the methods of quantizing",
     "demo": "fetch, quantize, compare, talk: everything once",
     "version": "print the version",
 }

@@ -31,6 +31,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="format of tensors by name, such as '*.down_proj.weight=int8-g32'; may be given again",
     )
+    parser.add_argument(
+        "--method",
+        default="rtn",
+        metavar="NAME[:OPTION=VALUE,..]",
+        help="how codes are chosen (default %(default)s, round to nearest); `lowbit methods` lists",
+    )
+    text = parser.add_argument_group("calibration, for methods that watch the activations")
+    text.add_argument("--calibration", metavar="FILE", help="a UTF-8 text (default: a shipped one)")
+    text.add_argument(
+        "--samples", type=options.positive, metavar="N", help="windows of it (default 128, or what it has)"
+    )
+    text.add_argument("--length", type=options.positive, metavar="N", help="tokens of a window (default 512)")
+    text.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of windows")
+    parser.add_argument(
+        "--restart", action="store_true", help="throw an unfinished run to DIR away instead of finishing it"
+    )
     parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
 
 
@@ -43,6 +59,12 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         embedding=args.embedding,
         layers=_layers(args.layer),
         force=args.force,
+        method=args.method,
+        calibration=args.calibration,
+        samples=args.samples,
+        length=args.length,
+        seed=args.seed,
+        restart=args.restart,
     )
 
 
@@ -55,6 +77,12 @@ def quantize(
     embedding: str | None = None,
     layers: dict[str, str] | None = None,
     force: bool = False,
+    method: str = "rtn",
+    calibration: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    restart: bool = False,
 ) -> dict[str, Any]:
     """Quantize with a progress bar; returns the object that --json prints."""
     import lowbit
@@ -68,6 +96,12 @@ def quantize(
             embedding=embedding,
             layers=layers,
             force=force,
+            method=method,
+            calibration=calibration,
+            samples=samples,
+            length=length,
+            seed=seed,
+            restart=restart,
             progress=bar.update,
         )
     return {**report, "size_bytes": output.size_bytes(target)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from lowbit.errors import RequestError
 
 if TYPE_CHECKING:
+    from lowbit.model.checkpoint import Checkpoint
     from lowbit.model.tokenizer import Tokenizer
 
 SAMPLES, LENGTH = 128, 512
@@ -39,19 +41,67 @@ def read_text(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def calibration_windows(
+    source: str | os.PathLike[str] | Sequence[str] | np.ndarray | None,
+    checkpoint: Checkpoint,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """int64 [windows, positions] for one model.
+
+    source: path of a text file, a sequence of texts, token ids, or None: the shipped text
+    samples: windows; None: 128, or as many as the text has
+    length: positions of a window; None: 512, or what the model holds
+    Raises RequestError for a model without tokenizer, or for text that is not there, empty or too short.
+    """
+    config = checkpoint.config
+    if isinstance(source, np.ndarray):
+        if source.ndim != 2 or source.dtype.kind not in "iu" or not source.size:
+            raise RequestError(
+                f"calibrate: token ids are {source.dtype} {list(source.shape)}; give integers "
+                "[windows, positions]"
+            )
+        if source.min() < 0 or source.max() >= config.vocab_size:
+            raise RequestError(
+                f"calibrate: token ids are {source.min()} to {source.max()}; the model has "
+                f"{config.vocab_size}"
+            )
+        return source.astype(np.int64)
+    tokenizer = checkpoint.tokenizer()
+    if tokenizer is None:
+        raise RequestError(
+            f"calibrate: {checkpoint.path} has no tokenizer; give calibration as token ids "
+            "[windows, positions]"
+        )
+    text: str | Sequence[str]
+    if source is None:
+        text = gzip.decompress((Path(__file__).parent / "calibration.txt.gz").read_bytes()).decode()
+    elif isinstance(source, (str, os.PathLike)):
+        text = read_text(source)
+    else:
+        text = list(source)
+    if length is None:
+        length = min(LENGTH, config.max_position)
+    elif length > config.max_position:
+        raise RequestError(f"calibrate: length={length}; the model holds {config.max_position} tokens")
+    return windows(text, tokenizer, samples, length, seed)
+
+
 def windows(
     text: str | Sequence[str],
     tokenizer: Tokenizer,
-    samples: int = SAMPLES,
+    samples: int | None = SAMPLES,
     length: int = LENGTH,
     seed: int = 0,
 ) -> np.ndarray:
     """int64 [samples, length]: windows of the text that do not overlap, drawn at random without repetition.
 
     text: one text, or several, which are encoded one by one and joined
+    samples: None: 128, or as many as there are
     Raises RequestError if the text has fewer than samples * length tokens.
     """
-    if samples < 1 or length < 2:
+    if (samples is not None and samples < 1) or length < 2:
         raise RequestError(
             f"calibrate: samples={samples}, length={length}; give at least 1 and 2 "
             f"(usual: {SAMPLES}, {LENGTH})"
@@ -62,13 +112,14 @@ def windows(
         for piece in _pieces(part):
             ids += tokenizer.encode(piece, add_special=False)
     available = len(ids) // length
-    if available < samples:
+    wanted = min(SAMPLES, max(available, 1)) if samples is None else samples
+    if available < wanted:
         raise RequestError(
             f"calibrate: the text has {len(ids)} tokens, which are {available} windows of {length}, and "
-            f"{samples} were asked for; give more text, or --samples {max(available, 1)}"
+            f"{wanted} were asked for; give more text, or --samples {max(available, 1)}"
             + ("" if available else f" --length {max(len(ids), 2)}")
         )
-    chosen = np.random.default_rng(seed).permutation(available)[:samples]
+    chosen = np.random.default_rng(seed).permutation(available)[:wanted]
     return np.asarray(ids, np.int64)[: available * length].reshape(available, length)[np.sort(chosen)]
 
 

@@ -1,29 +1,37 @@
-"""Quantize a whole checkpoint: one tensor after the other is read, rounded and written.
+"""Quantize a whole checkpoint into a lowbit directory.
 
-Only one tensor is in memory at a time. The layout of the file is known from the shapes and formats, so its
-header is written first and every tensor goes straight to its place.
+Rounding to nearest takes one tensor after the other: read, rounded, written to its place in a file whose
+header is known from shapes and formats. Every other method goes layer by layer (layers.py) into parts that
+survive a kill (parts.py), which are joined at the end.
 """
 
+import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lowbit.compress.calibration import calibration_windows
 from lowbit.compress.description import write_description, write_json
 from lowbit.compress.directory import atomic_directory, check_target
-from lowbit.errors import CheckpointError
+from lowbit.compress.layers import part_names, quantize_layers
+from lowbit.compress.parts import Parts
+from lowbit.compress.recipe import parse_recipe
+from lowbit.errors import CheckpointError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.model.checkpoint import Checkpoint, open_checkpoint
-from lowbit.packed import TensorWriter, planned_arrays
+from lowbit.model.families import expected_tensors
+from lowbit.packed import PackedMatrix, TensorWriter, planned_arrays
 from lowbit.packed.planned import ArrayLayout
 from lowbit.quantize.round_to_nearest import check_finite, quantize_with_error
 
 VERSION = 1  # of the directory, see docs/formats.md
 Progress = Callable[[float, float, str], None]
+Formats = dict[str, Format | None]
 
 
 def quantize_checkpoint(
@@ -33,57 +41,85 @@ def quantize_checkpoint(
     search: str = "mse",
     progress: Progress | None = None,
     force: bool = False,
+    method: str = "rtn",
+    calibration: str | os.PathLike[str] | Sequence[str] | np.ndarray | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    restart: bool = False,
 ) -> dict[str, Any]:
-    """Quantize every matrix of a checkpoint by round-to-nearest and write a lowbit directory.
+    """Quantize every matrix of a checkpoint and write a lowbit directory.
 
     source: a transformers directory, a GGUF file or a lowbit directory
     scheme: which format each tensor takes; norms and biases stay float32
     output: the directory to write; it appears when everything is done, or not at all
-    search: "mse" or "minmax", see `quantize.round_to_nearest`
+    search: "mse" or "minmax", see `quantize.round_to_nearest`, for methods that have the option
     progress: called as progress(weights done, weights in all, tensor name) after each tensor
     force: replace `output` if it holds a lowbit model
+    method: see compress/recipe.py, such as "rtn" or "gptq:order=activation"
+    calibration: for methods that need it: a text file, texts, or token ids int64 [windows, positions]; None:
+        the shipped text
+    samples, length: how many windows of how many tokens are drawn from the text; None: 128 of 512, or what
+        the text has and the model holds
+    seed: of that drawing
+    restart: throw an unfinished run to the same output away instead of finishing it
 
-    Returns {"output", "bits_per_weight" (over all matrices, everything stored counts), "seconds",
-    "peak_rss_bytes", "layers": [{"name", "shape", "format", "bits_per_weight", "relative_squared_error"}]}.
+    Returns {"output", "method", "bits_per_weight" (over all matrices, everything stored counts), "seconds",
+    "peak_rss_bytes", "calibration_tokens", "layers": [{"name", "shape", "format", "bits_per_weight",
+    "relative_squared_error", and where inputs were seen "relative_output_error"}]}.
     Raises FormatError before anything is written if a group size does not fit a matrix.
     """
     started = time.perf_counter()
     scheme = Scheme.parse(scheme)
+    recipe = parse_recipe(method, search)
     target = Path(output)
     check_target(target, force)
     with open_checkpoint(source) as checkpoint:
         formats = plan(checkpoint, scheme)
-        with atomic_directory(target, force) as folder:
-            layers, metas = _write_tensors(checkpoint, formats, folder, search, progress)
-            quantization = {"quant_method": "lowbit", "version": VERSION, "scheme": scheme.to_dict()}
-            write_description(checkpoint, folder, quantization)
-            details = {
-                "version": VERSION,
-                "format": "lowbit",
-                "source": Path(source).name,
-                "scheme": scheme.to_dict(),
-                "method": "round_to_nearest",
-                "search": search,
-                "tensors": metas,
-            }
-            write_json(folder / "lowbit.json", details)
+        tokens = None
+        if recipe.calibrated:
+            tokens = calibration_windows(calibration, checkpoint, samples, length, seed)
+        elif calibration is not None:
+            raise RequestError(f"quantize: method {recipe} runs no text; leave calibration away")
+        details = {
+            "version": VERSION,
+            "format": "lowbit",
+            "source": Path(source).name,
+            "scheme": scheme.to_dict(),
+            "method": str(recipe),
+            "calibration": _digest(tokens),
+        }
+        if recipe.plain:
+            with atomic_directory(target, force) as folder:
+                layers, metas = _write_tensors(checkpoint, formats, folder, search, progress)
+                _describe(checkpoint, scheme, details | {"tensors": metas}, folder)
+        else:
+            request = details | {"source": _identity(Path(source))}
+            with Parts(target, request, restart) as parts:
+                quantize_layers(checkpoint, formats, recipe, parts, tokens, progress or (lambda *_: None))
+                with atomic_directory(target, force) as folder:
+                    layers, metas = _join(checkpoint, formats, parts, folder)
+                    _describe(checkpoint, scheme, details | {"tensors": metas}, folder)
+                parts.discard()
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
     bits = sum(layer["bits_per_weight"] * layer["shape"][0] * layer["shape"][1] for layer in layers)
     return {
         "output": str(target),
+        "method": str(recipe),
         "bits_per_weight": bits / weights,
         "seconds": time.perf_counter() - started,
         "peak_rss_bytes": peak_rss_bytes(),
+        "calibration_tokens": 0 if tokens is None else int(tokens.size),
         "layers": layers,
     }
 
 
-def plan(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, Format | None]:
+def plan(checkpoint: Checkpoint, scheme: Scheme) -> Formats:
     """The format of every tensor by name; None for norms and biases.
 
     Raises FormatError that names the tensor if a group size does not divide its inputs.
     """
-    formats: dict[str, Format | None] = {}
+    formats: Formats = {}
     for name in checkpoint.names():
         shape = checkpoint.shape(name)
         if len(shape) == 2:
@@ -101,12 +137,14 @@ def plan(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, Format | None]:
     return formats
 
 
+def _describe(checkpoint: Checkpoint, scheme: Scheme, details: dict[str, Any], folder: Path) -> None:
+    quantization = {"quant_method": "lowbit", "version": VERSION, "scheme": scheme.to_dict()}
+    write_description(checkpoint, folder, quantization)
+    write_json(folder / "lowbit.json", details)
+
+
 def _write_tensors(
-    checkpoint: Checkpoint,
-    formats: dict[str, Format | None],
-    folder: Path,
-    search: str,
-    progress: Progress | None,
+    checkpoint: Checkpoint, formats: Formats, folder: Path, search: str, progress: Progress | None
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
     """Write model.safetensors: (report of each matrix, its entry in lowbit.json by name)."""
     layout: dict[str, tuple[Any, tuple[int, ...]]] = {}
@@ -128,23 +166,67 @@ def _write_tensors(
                 writer.write(name, values)
             else:
                 matrix, error = quantize_with_error(values, format, search, f"quantize {name}")
-                meta, stored = matrix.state()
-                for entry, array in stored.items():
-                    writer.write(f"{name}.{entry}", array)
-                metas[name] = meta | {"relative_squared_error": error}
-                layers.append(
-                    {
-                        "name": name,
-                        "shape": list(matrix.shape),
-                        "format": format.name,
-                        "bits_per_weight": matrix.bits_per_weight,
-                        "relative_squared_error": error,
-                    }
-                )
+                report = {"relative_squared_error": error}
+                _record(name, matrix, report, writer, layers, metas)
             done += values.size
             if progress is not None:
                 progress(done, total, name)
     return layers, metas
+
+
+def _join(
+    checkpoint: Checkpoint, formats: Formats, parts: Parts, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """`_write_tensors` from finished parts. What was planned and what is there must be the same."""
+    layout: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    for part in part_names(checkpoint):
+        for name, tensor in parts.read(part)[0].items():
+            if isinstance(tensor, PackedMatrix):
+                arrays = {f"{name}.{entry}": array for entry, array in tensor.state()[1].items()}
+            else:
+                arrays = {name: tensor}
+            layout.update({key: (array.dtype.type, array.shape) for key, array in arrays.items()})
+    layers: list[dict[str, Any]] = []
+    metas: dict[str, dict[str, Any]] = {}
+    missing = set(formats)
+    with TensorWriter(folder / "model.safetensors", layout, {"format": "lowbit"}) as writer:
+        for part in part_names(checkpoint):
+            tensors, report = parts.read(part)
+            for name, tensor in tensors.items():
+                missing.remove(name)
+                if isinstance(tensor, PackedMatrix):
+                    _record(name, tensor, report[name], writer, layers, metas)
+                else:
+                    writer.write(name, tensor)
+    wanted = {tensor.name for tensor in expected_tensors(checkpoint.config)} & set(formats)
+    if lost := missing | {name for name in wanted if formats[name] is not None and name not in metas}:
+        raise CheckpointError(
+            f"quantize: {len(lost)} tensors were planned and not quantized: {sorted(lost)[:4]}"
+        )
+    return layers, metas
+
+
+def _record(
+    name: str,
+    matrix: PackedMatrix,
+    report: dict[str, float],
+    writer: TensorWriter,
+    layers: list[dict[str, Any]],
+    metas: dict[str, dict[str, Any]],
+) -> None:
+    meta, stored = matrix.state()
+    for entry, array in stored.items():
+        writer.write(f"{name}.{entry}", array)
+    metas[name] = meta | report
+    layers.append(
+        {
+            "name": name,
+            "shape": list(matrix.shape),
+            "format": matrix.format_name,
+            "bits_per_weight": matrix.bits_per_weight,
+            **report,
+        }
+    )
 
 
 def _arrays(checkpoint: Checkpoint, name: str, format: Format) -> ArrayLayout:
@@ -154,6 +236,19 @@ def _arrays(checkpoint: Checkpoint, name: str, format: Format) -> ArrayLayout:
         return planned_arrays(format, shape[0], shape[1])
     matrix, _ = quantize_with_error(checkpoint.read(name), format, what=f"quantize {name}")
     return {entry: (array.dtype.type, array.shape) for entry, array in matrix.state()[1].items()}
+
+
+def _identity(source: Path) -> list[Any]:
+    """What tells whether a checkpoint is still the same: names, sizes and times of its files."""
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
+
+
+def _digest(tokens: np.ndarray | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    digest = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()
+    return {"windows": int(tokens.shape[0]), "length": int(tokens.shape[1]), "sha256": digest}
 
 
 def peak_rss_bytes() -> int:

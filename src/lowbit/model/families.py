@@ -184,6 +184,14 @@ LAYER_TENSORS = (
     Tensor("mlp.ffn_sub_norm.weight", "ffn_sub_norm", ("ffn",), "sub_norm"),
 )
 
+# The matrices of a block in the order of use; those of one group read the same input.
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"

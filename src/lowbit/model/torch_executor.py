@@ -14,21 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from lowbit.errors import RequestError
+from lowbit.model.families import GROUPS
 from lowbit.model.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from lowbit.model.config import ModelConfig
 
+__all__ = ["GROUPS", "block", "embed", "logits", "rotation"]
+
 Tensors = Mapping[str, torch.Tensor]
 Hook = Callable[[str, torch.Tensor], None]
-
-# The matrices of a block in the order of use; those of one group read the same input.
-GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
 
 
 def embed(weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,13 @@ Options are the keyword-only parameters of the function; their defaults give the
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from lowbit.errors import RequestError
-from lowbit.formats import Format
+from lowbit.errors import FormatError, RequestError
+from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.gptq import gptq
 from lowbit.quantize.round_to_nearest import round_to_nearest
@@ -92,6 +92,13 @@ class Choice:
             )
         return self.method.apply(weight, format, statistics, **self.options)
 
+    def searching(self, search: str) -> "Choice":
+        """Itself with this search of scales, where the method has the option and nobody set it."""
+        default = self.method.options().get("search")
+        if default in (None, search) or "search" in self.options:
+            return self
+        return replace(self, options={**self.options, "search": search})
+
 
 def parse_method(text: str) -> Choice:
     """The method that `NAME` or `NAME:OPTION=VALUE,...` names. What is unknown raises RequestError."""
@@ -107,6 +114,19 @@ def parse_method(text: str) -> Choice:
             raise RequestError(f"quantize: method {name} does not take {part[:60]!r}; it takes {takes}")
         options[key] = _converted(name, key, value, known[key])
     return Choice(name, options)
+
+
+def quantize_array(
+    array: Any, format: Format | str, search: str = "mse", method: Choice | None = None
+) -> PackedMatrix:
+    """Any real array of two dimensions to a format or its name, by a method without calibration."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiub" or array.ndim != 2:
+        raise FormatError(
+            f"quantize: received {array.dtype} {list(array.shape)}; needs a real [out_features, in_features]"
+        )
+    choice = (method or parse_method("rtn")).searching(search)
+    return choice(np.ascontiguousarray(array, np.float32), parse_format(format))
 
 
 def _converted(name: str, key: str, value: str, default: Any) -> Value:

@@ -6,12 +6,10 @@ in chunks of rows; where the native quantizer knows the format, it gives the sam
 faster.
 """
 
-from typing import Any
-
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.formats import Format, parse_format
+from lowbit.formats import Format
 from lowbit.formats.scales import encode_scales
 from lowbit.packed import (
     CodeTerm,
@@ -49,16 +47,6 @@ def round_to_nearest(weight: np.ndarray, format: Format, search: str = "mse") ->
     Raises FormatError if the group size does not divide in_features or a weight is not finite.
     """
     return quantize_with_error(weight, format, search)[0]
-
-
-def quantize_array(array: Any, format: Format | str, search: str = "mse") -> PackedMatrix:
-    """`round_to_nearest` for any real array of two dimensions and a format or its name."""
-    array = np.asarray(array)
-    if array.dtype.kind not in "fiub" or array.ndim != 2:
-        raise FormatError(
-            f"quantize: received {array.dtype} {list(array.shape)}; needs a real [out_features, in_features]"
-        )
-    return round_to_nearest(np.ascontiguousarray(array, F32), parse_format(format), search)
 
 
 def quantize_with_error(
