@@ -48,3 +48,13 @@ def test_refusals(lowbit, tiny_model, arguments, words):
     done = lowbit("compare", tiny_model, tiny_model, *arguments)
     assert done.code == 2 and done.err.count("\n") == 1 and words in done.err
     assert lowbit("compare", tiny_model).code == 2
+
+
+def test_html(lowbit, tiny_model, small_model, tmp_path):
+    more = ("--max-tokens", "128", "--context", "64", "--html")
+    done = lowbit("compare", tiny_model, small_model, *more, tmp_path / "page.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.startswith("<!DOCTYPE html>") and "<svg" in page and str(small_model) in page
+    refused = lowbit("compare", tiny_model, small_model, *more, tmp_path / "none" / "page.html")
+    assert refused.code == 2 and "folder that exists" in refused.err

@@ -26,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-tokens", type=options.positive, metavar="N", help="only the first N tokens of it"
     )
+    parser.add_argument("--html", metavar="FILE", help="also write a report with charts, one HTML page")
     options.add_runtime(parser, "tokens of a window (default 2048, or what the models hold)")
 
 
@@ -33,6 +34,10 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     text = read_text(Path(args.text)) if args.text else demo_text()
     from lowbit.engine import load
     from lowbit.measure import compare
+    from lowbit.measure.report import check_target, write_report
+
+    if args.html:
+        check_target(args.html)
 
     paths = [locate(name) for name in (args.reference, *args.models)]
     common = {"context": args.context, "threads": args.threads}
@@ -56,7 +61,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         }
 
     rows = zip(args.models, paths[1:], models, found.models)
-    return {
+    result = {
         "reference": {
             **describe(args.reference, paths[0], reference),
             "perplexity": found.reference_perplexity,
@@ -68,6 +73,9 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "windows": found.windows,
         "seconds": found.seconds,
     }
+    if args.html:
+        write_report(args.html, result)
+    return result
 
 
 COLUMNS = ("model", "bits/weight", "size", "KL (nats/token)", "same top token", "perplexity")
@@ -80,6 +88,8 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         f"{result['tokens']:,} tokens in {result['windows']} windows of {result['context']}; "
         f"{result['seconds']:.1f} s\n"
     )
+    if args.html:
+        output.note(f"report: {args.html}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
