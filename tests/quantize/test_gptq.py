@@ -5,8 +5,10 @@ import pytest
 
 from lowbit.errors import FormatError
 from lowbit.formats import parse_format
-from lowbit.quantize.gptq import gptq
+from lowbit.quantize.gptq import factorise, gptq
+from lowbit.quantize.methods import parse_method
 from lowbit.quantize.round_to_nearest import round_to_nearest
+from lowbit.quantize.statistics import Statistics
 
 FORMATS = (
     "int4-g64", "int3-g32", "int4a-g64", "int2-g64", "nf4-g64", "mxfp4", "nvfp4", "bitmod3-g128", "ternary",
@@ -82,6 +84,19 @@ def test_scale_of_the_hessian_does_not_matter():
     a, b = gptq(weight, hessian, format), gptq(weight, hessian * np.float32(1024), format)
     np.testing.assert_array_equal(a.matrix.dequantize(), b.matrix.dequantize())
     assert b.error == pytest.approx(1024 * a.error, rel=1e-5)
+
+
+def test_matrices_of_one_input_share_the_factor():
+    weight, hessian = problem()
+    format = parse_format("int4-g64")
+    statistics = Statistics(hessian, np.ones(256, np.float32), 400)
+    choice = parse_method("gptq:order=activation")
+    first, again = (choice(weight, format, statistics) for _ in range(2))
+    alone = gptq(weight, hessian, format, "activation").matrix
+    shared = gptq(weight, factorise(hessian, "activation", 0.01), format, "activation").matrix
+    for matrix in (first, again, shared):
+        np.testing.assert_array_equal(matrix.dequantize(), alone.dequantize())
+    assert len(statistics._kept) == 1
 
 
 def test_unused_and_dependent_channels():

@@ -14,12 +14,25 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.formats import Format
 from lowbit.packed import PackedMatrix, check_group_size
-from lowbit.quantize.columns import Unit, assemble, check_units, unit_size
 from lowbit.quantize.grid import F32
 from lowbit.quantize.native import largest_magnitude
+from lowbit.quantize.parameters import Parameters, Rounding, check_coded
+from lowbit.quantize.round_to_nearest import quantize_with_error
 
 ORDERS = ("given", "activation")
-LAZY = 128  # columns whose corrections to all later ones are applied together
+LAZY = 32  # columns whose corrections to all later ones are applied together
+
+
+@dataclass(frozen=True)
+class Factor:
+    """What GPTQ needs of a Hessian; matrices that read the same input share it.
+
+    order: int [in_features], the sequence of columns
+    upper: float32 [in_features, in_features], upper Cholesky factor of the inverse, in that order
+    """
+
+    order: np.ndarray
+    upper: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,7 +45,7 @@ class GPTQResult:
 
 def gptq(
     weight: np.ndarray,
-    hessian: np.ndarray,
+    hessian: np.ndarray | Factor,
     format: Format,
     order: str = "given",
     damping: float = 0.01,
@@ -42,7 +55,8 @@ def gptq(
     """Quantize `weight` to `format` with the least error on the inputs that `hessian` describes.
 
     weight: float32 [out_features, in_features], finite
-    hessian: float [in_features, in_features], the sum of x x^T over inputs x; its scale does not matter
+    hessian: float [in_features, in_features], the sum of x x^T over inputs x; its scale does not matter. Or
+        what `factorise` made of it, then with the same order
     order: "given", or "activation": columns with large activations first, scales of the original weights
     damping: added to the diagonal, as a share of its mean; raised tenfold until the factor exists
     lazy: columns to a block; the result does not depend on it but for rounding
@@ -50,7 +64,7 @@ def gptq(
     Raises FormatError for shapes that do not match, weights or Hessians that are not finite.
     """
     what = f"gptq to {format.name}"
-    check_units(format, what)
+    check_coded(format, what)
     if order not in ORDERS:
         raise FormatError(f"{what}: order={order!r}; use one of {', '.join(ORDERS)}")
     if weight.ndim != 2 or weight.dtype != F32 or 0 in weight.shape:
@@ -60,48 +74,90 @@ def gptq(
     largest = largest_magnitude(np.ascontiguousarray(weight))
     if not np.isfinite(largest):
         raise FormatError(f"{what}: a weight is NaN or infinite; the checkpoint is damaged")
-    damped = _damped(hessian, in_features, damping, what)
-    width = unit_size(format, in_features)
-    sequence = np.arange(in_features)
-    units: list[Unit] = []
-    if order == "activation":
-        sequence = np.argsort(-np.diag(damped), kind="stable")
-        units = [
-            Unit(weight[:, first : first + width], format, search, largest)
-            for first in range(0, in_features, width)
-        ]
-    factor = _inverse_factor(damped[np.ix_(sequence, sequence)], what)
-    rest = np.ascontiguousarray(weight.T[sequence])  # rows are columns of the weight: [in_features, out]
-    codes = np.empty((format.terms, out_features, in_features), np.uint8)
+    factor = hessian if isinstance(hessian, Factor) else factorise(hessian, order, damping, what)
+    if len(factor.order) != in_features:
+        raise FormatError(
+            f"{what}: the Hessian is {[len(factor.order)] * 2}; needs [{in_features}, {in_features}] as the "
+            "weight has in_features"
+        )
+    columns = _Columns(weight, format, search, largest, static=order == "activation")
+    upper = factor.upper
+    inverse = F32(1) / np.diag(upper)
+    rest = np.ascontiguousarray(weight.T[factor.order])  # rows are columns of the weight: [in_features, out]
+    codes = np.empty((in_features, format.terms, out_features), np.uint8)
     error = 0.0
     for begin in range(0, in_features, lazy):
         end = min(begin + lazy, in_features)
         errors = np.empty((end - begin, out_features), F32)
         for i in range(begin, end):
-            column = int(sequence[i])
-            if order == "given" and column % width == 0:
+            column = int(factor.order[i])
+            if columns.wants(column):
                 # What the columns of this unit lack of earlier blocks is in `rest`; of this block, in errors.
-                ahead = rest[i : i + width].copy()
-                if i > begin and end < i + width:
-                    late = slice(end, min(i + width, in_features))
-                    ahead[end - i :] -= factor[begin:i, late].T @ errors[: i - begin]
-                units.append(Unit(ahead.T, format, search, largest))
-            coded, rounded = units[column // width].round(column % width, rest[i])
-            codes[:, :, column] = coded
-            errors[i - begin] = (rest[i] - rounded) / factor[i, i]
-            rest[i + 1 : end] -= factor[i, i + 1 : end, None] * errors[i - begin]
-        rest[end:] -= factor[begin:end, end:].T @ errors
+                last = i + columns.unit
+                ahead = rest[i:last].copy()
+                if i > begin:
+                    ahead -= upper[begin:i, i:last].T @ errors[: i - begin]
+                columns.give(column, ahead.T)
+            now = rest[i]
+            if i > begin:
+                now -= upper[begin:i, i] @ errors[: i - begin]
+            codes[column], rounded = columns.rounding(column)(now)
+            np.multiply(now - rounded, inverse[i], out=errors[i - begin])
+        rest[end:] -= upper[begin:end, end:].T @ errors
         error += float(np.square(errors, dtype=np.float64).sum())
-    return GPTQResult(assemble(units, codes, format), error)
+    matrix = columns.parameters().pack(np.ascontiguousarray(codes.transpose(1, 2, 0)))
+    return GPTQResult(matrix, error)
 
 
-def _damped(hessian: np.ndarray, in_features: int, damping: float, what: str) -> np.ndarray:
+class _Columns:
+    """The parameters of each unit of columns: a group, or with m4 scales a super-group.
+
+    static: found for the original weights; otherwise for those that `give` hands over when they are due.
+    """
+
+    def __init__(self, weight: np.ndarray, format: Format, search: str, largest: float, static: bool):
+        in_features = weight.shape[1]
+        self._format, self._search, self._largest = format, search, largest
+        self.unit = format.scale_size(in_features) or in_features
+        self._units: list[Parameters] = []
+        self._roundings: dict[int, Rounding] = {}
+        if static:
+            self.unit = in_features
+            self.give(0, weight)
+
+    def wants(self, column: int) -> bool:
+        return column // self.unit == len(self._units)
+
+    def give(self, column: int, weight: np.ndarray) -> None:
+        part = np.ascontiguousarray(weight, F32)
+        matrix = quantize_with_error(part, self._format, self._search, largest=self._largest)[0]
+        self._units.append(Parameters.of(matrix, self._format))
+
+    def rounding(self, column: int) -> Rounding:
+        """How to round `column`, whose unit is there."""
+        group = column // self._units[0].width
+        if group not in self._roundings:
+            unit = self._units[column // self.unit]
+            self._roundings[group] = unit.rounding(group % unit.groups)
+        return self._roundings[group]
+
+    def parameters(self) -> Parameters:
+        return Parameters.joined(self._units)
+
+
+def factorise(hessian: np.ndarray, order: str, damping: float, what: str = "gptq") -> Factor:
+    """Order of columns and factor of the damped Hessian. Parameters as for `gptq`."""
+    damped = damp(hessian, damping, what)
+    sequence = np.arange(len(damped))
+    if order == "activation":
+        sequence = np.argsort(-np.diag(damped), kind="stable")
+    return Factor(sequence, _inverse_factor(damped[np.ix_(sequence, sequence)], what))
+
+
+def damp(hessian: np.ndarray, damping: float, what: str) -> np.ndarray:
     """Hessian with damping, float64; columns that no input uses get the mean diagonal."""
-    if hessian.shape != (in_features, in_features):
-        raise FormatError(
-            f"{what}: the Hessian is {list(hessian.shape)}; needs [{in_features}, {in_features}] as the "
-            "weight has in_features"
-        )
+    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1]:
+        raise FormatError(f"{what}: the Hessian is {list(hessian.shape)}; needs [in_features, in_features]")
     damped = hessian.astype(np.float64)
     diagonal = np.diag(damped)
     if not np.isfinite(damped).all() or (diagonal < 0).any():
@@ -109,7 +165,7 @@ def _damped(hessian: np.ndarray, in_features: int, damping: float, what: str) ->
     mean = float(diagonal.mean()) or 1.0
     unused = diagonal == 0
     damped[unused, :] = damped[:, unused] = 0
-    damped[np.diag_indices(in_features)] += np.where(unused, mean, damping * mean)
+    damped[np.diag_indices(len(damped))] += np.where(unused, mean, damping * mean)
     return damped
 
 
@@ -118,11 +174,21 @@ def _inverse_factor(damped: np.ndarray, what: str) -> np.ndarray:
     mean = float(np.diag(damped).mean())
     for extra in (0.0, 0.1, 1.0, 10.0):
         try:
-            stronger = damped + extra * mean * np.eye(len(damped))
+            stronger = damped + extra * mean * np.eye(len(damped)) if extra else damped
             # With P the reversal of order, H = P L L^T P gives H^-1 = (P L^-T P) (P L^-1 P), and P L^-T P
             # is lower: its transpose is the upper factor.
             lower = np.linalg.cholesky(stronger[::-1, ::-1])
-            return np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1].astype(F32))
+            return np.ascontiguousarray(_inverse_of_lower(lower)[::-1, ::-1].astype(F32))
         except np.linalg.LinAlgError:
             continue
     raise FormatError(f"{what}: the Hessian has no Cholesky factor even when damped; calibrate on more text")
+
+
+def _inverse_of_lower(lower: np.ndarray) -> np.ndarray:
+    """Inverse of a lower triangular matrix by halves: a third of the work of one that may be full."""
+    half = len(lower) // 2
+    if half < 32:
+        return np.linalg.inv(lower)
+    first, last = _inverse_of_lower(lower[:half, :half]), _inverse_of_lower(lower[half:, half:])
+    below = -last @ (lower[half:, :half] @ first)
+    return np.block([[first, np.zeros((half, len(lower) - half))], [below, last]])

@@ -20,7 +20,7 @@ import numpy as np
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
-from lowbit.quantize.gptq import gptq
+from lowbit.quantize.gptq import factorise, gptq
 from lowbit.quantize.round_to_nearest import round_to_nearest
 from lowbit.quantize.statistics import Statistics
 
@@ -58,7 +58,9 @@ def _gptq(
     damping: float = 0.01,
     search: str = "mse",
 ) -> PackedMatrix:
-    return gptq(weight, statistics.hessian, format, order, damping, search).matrix
+    key = ("gptq", order, damping)
+    factor = statistics.kept(key, lambda: factorise(statistics.hessian, order, damping, "gptq"))
+    return gptq(weight, factor, format, order, damping, search).matrix
 
 
 METHODS: dict[str, Method] = {

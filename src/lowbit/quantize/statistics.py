@@ -1,6 +1,8 @@
 """What calibration knows of the inputs of one matrix."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,13 @@ class Statistics:
     hessian: np.ndarray
     largest: np.ndarray
     tokens: int
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def kept(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once: matrices that read the same input share what follows from it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     def checked(self, in_features: int, what: str) -> "Statistics":
         """Itself, or FormatError if shapes do not fit a weight of `in_features` or a value is not finite."""
