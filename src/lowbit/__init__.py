@@ -95,6 +95,7 @@ def quantize(
     length: int | None = None,
     seed: int = 0,
     restart: bool = False,
+    verify: bool = True,
     force: bool = False,
     progress: Callable[[float, float, str], None] | None = None,
 ) -> Any:
@@ -115,10 +116,11 @@ def quantize(
         texts, or token ids [windows, positions]; None: the shipped text.
     samples, length, seed: windows and positions drawn from the text (128 of 512), and how.
     restart: throw an unfinished run to `output` away; without it the run is finished.
+    verify: load what was written and measure its divergence from the source; see measure/verify.py.
     force: replace `output` if it holds a model that lowbit wrote.
     progress: called as (weights done, weights in all, tensor name).
     Returns a PackedMatrix for an array; for a checkpoint a report: output, method,
-    bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers.
+    bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers, measured.
     """
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
@@ -147,8 +149,9 @@ def quantize(
     if layers is not None:
         overrides = {pattern: parse_format(value) for pattern, value in layers.items()}
         scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})
-    return quantize_checkpoint(
-        resolve(str(source)),
+    path = resolve(str(source))
+    report = quantize_checkpoint(
+        path,
         scheme,
         output,
         search=search,
@@ -161,6 +164,9 @@ def quantize(
         seed=seed,
         restart=restart,
     )
+    if verify:
+        report["measured"] = import_module("lowbit.measure.verify").verify(path, output)
+    return report
 
 
 class _CallableRoom(types.ModuleType):

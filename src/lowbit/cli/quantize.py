@@ -45,6 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--length", type=options.positive, metavar="N", help="tokens of a window (default 512)")
     text.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of windows")
     parser.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="leave out loading the result and measuring its divergence from the original",
+    )
+    parser.add_argument(
         "--restart", action="store_true", help="throw an unfinished run to DIR away instead of finishing it"
     )
     parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
@@ -65,6 +70,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         length=args.length,
         seed=args.seed,
         restart=args.restart,
+        verify=not args.no_verify,
     )
 
 
@@ -83,6 +89,7 @@ def quantize(
     length: int | None = None,
     seed: int = 0,
     restart: bool = False,
+    verify: bool = True,
 ) -> dict[str, Any]:
     """Quantize with a progress bar; returns the object that --json prints."""
     import lowbit
@@ -102,6 +109,7 @@ def quantize(
             length=length,
             seed=seed,
             restart=restart,
+            verify=verify,
             progress=bar.update,
         )
     return {**report, "size_bytes": output.size_bytes(target)}
@@ -113,6 +121,15 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         f"{output.megabytes(result['size_bytes'])}, {len(result['layers'])} tensors "
         f"in {result['seconds']:.1f} s\n"
     )
+    measured = result.get("measured", {})
+    if "skipped" in measured:
+        sys.stdout.write(f"not measured: {measured['skipped']}\n")
+    elif measured:
+        sys.stdout.write(
+            f"on {measured['text']}: {measured['kl_nats_per_token']:.4f} nats per token from the original, "
+            f"same top token {measured['top1_agreement']:.1%}, perplexity {measured['perplexity']:.2f} "
+            f"({measured['source_perplexity']:.2f} before)\n"
+        )
     if sys.stderr.isatty():
         output.note(f"talk to it: lowbit run {result['output']} 'What is a language model?'")
 
