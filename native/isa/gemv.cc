@@ -66,7 +66,7 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
         const Segment& s = segments[first + i];
         unroll<2>([&](auto tile) LOWBIT_UNROLLED {
           const size_t at = s.group * kBlockRows + tile * kTileRows;
-          TileScale w = {};
+          TileScale w;  // GCC clears it with `rep stos`, 30 cycles, if asked to
           w.scale = load(scales + at);
           if constexpr (!plain) {
             const size_t index = block * t.groups * kBlockRows + at;
