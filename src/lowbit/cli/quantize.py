@@ -50,16 +50,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="leave out loading the result and measuring its divergence from the original",
     )
     parser.add_argument(
+        "--report", metavar="FILE", help="write an HTML page: error and bits of each matrix, histograms, time"
+    )
+    parser.add_argument(
         "--restart", action="store_true", help="throw an unfinished run to DIR away instead of finishing it"
     )
     parser.add_argument("--force", action="store_true", help="replace DIR if it exists")
 
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
-    return quantize(
-        str(locate(args.model)),
+    if args.report:
+        from lowbit.measure import report
+
+        report.check_target(args.report)
+    source, target = locate(args.model), Path(args.output)
+    result = quantize(
+        str(source),
         args.format,
-        Path(args.output),
+        target,
         search=args.search,
         embedding=args.embedding,
         layers=_layers(args.layer),
@@ -72,6 +80,9 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         restart=args.restart,
         verify=not args.no_verify,
     )
+    if args.report:
+        report.write_report(args.report, {**result, "histograms": report.weight_histograms(source, target)})
+    return result
 
 
 def quantize(

@@ -8,6 +8,7 @@ all windows are in memory, nothing else. A finished layer of an interrupted run 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import Format
 from lowbit.model.families import EMBEDDING, GROUPS
 from lowbit.packed import PackedMatrix
+from lowbit.quantize.histogram import channel_histogram
 from lowbit.quantize.methods import parse_method
 from lowbit.quantize.round_to_nearest import check_finite
 from lowbit.quantize.statistics import Statistics
@@ -138,13 +140,16 @@ def _quantize_layer(
                     f"quantize {name}: method {recipe} knows no input of this matrix; use --method rtn"
                 )
             seen = statistics.get(_LEADER[short])
+            started = time.perf_counter()
             # Plain floats have no codes to choose.
             method = recipe.method if format.float_type is None else parse_method("rtn")
             try:
                 tensors[name] = matrix = method(weights[short], format, seen)
             except FormatError as error:
                 raise FormatError(f"quantize {name}: {error}") from error
-            report[name] = _error(matrix, weights[short], seen)
+            report[name] = _error(matrix, weights[short], seen) | {"seconds": time.perf_counter() - started}
+            if seen is not None:
+                report[name]["input_histogram"] = channel_histogram(seen.magnitudes)
         tell(name)
     return tensors, report
 
@@ -159,10 +164,10 @@ def _decoded(tensors: dict[str, PackedMatrix | np.ndarray], layer: int) -> dict[
     }
 
 
-def _error(matrix: PackedMatrix, weight: np.ndarray, seen: Statistics | None) -> dict[str, float]:
+def _error(matrix: PackedMatrix, weight: np.ndarray, seen: Statistics | None) -> dict[str, Any]:
     """Shares of what was lost: of the weights' squares, and of the output's on the inputs seen."""
     rest = weight - matrix.dequantize()
-    lost: dict[str, float] = {"relative_squared_error": _ratio(np.vdot(rest, rest), np.vdot(weight, weight))}
+    lost: dict[str, Any] = {"relative_squared_error": _ratio(np.vdot(rest, rest), np.vdot(weight, weight))}
     if seen is not None:
         output = np.vdot(weight @ seen.hessian, weight)
         lost["relative_output_error"] = _ratio(np.vdot(rest @ seen.hessian, rest), output)

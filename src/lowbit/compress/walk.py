@@ -30,6 +30,7 @@ from lowbit.packed.planned import ArrayLayout
 from lowbit.quantize.round_to_nearest import check_finite, quantize_with_error
 
 VERSION = 1  # of the directory, see docs/formats.md
+_ERRORS = ("relative_squared_error", "relative_output_error")
 Progress = Callable[[float, float, str], None]
 Formats = dict[str, Format | None]
 
@@ -66,7 +67,8 @@ def quantize_checkpoint(
 
     Returns {"output", "method", "bits_per_weight" (over all matrices, everything stored counts), "seconds",
     "peak_rss_bytes", "calibration_tokens", "layers": [{"name", "shape", "format", "bits_per_weight",
-    "relative_squared_error", and where inputs were seen "relative_output_error"}]}.
+    "relative_squared_error", and where inputs were seen "relative_output_error" and "input_histogram" of
+    their channels}]}.
     Raises FormatError before anything is written if a group size does not fit a matrix.
     """
     started = time.perf_counter()
@@ -209,7 +211,7 @@ def _join(
 def _record(
     name: str,
     matrix: PackedMatrix,
-    report: dict[str, float],
+    report: dict[str, Any],
     writer: TensorWriter,
     layers: list[dict[str, Any]],
     metas: dict[str, dict[str, Any]],
@@ -217,7 +219,8 @@ def _record(
     meta, stored = matrix.state()
     for entry, array in stored.items():
         writer.write(f"{name}.{entry}", array)
-    metas[name] = meta | report
+    # What differs from run to run stays out of the file.
+    metas[name] = meta | {key: value for key, value in report.items() if key in _ERRORS}
     layers.append(
         {
             "name": name,

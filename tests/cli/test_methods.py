@@ -1,0 +1,45 @@
+"""`lowbit quantize --method` and `lowbit methods`."""
+
+import pytest
+
+pytest.importorskip("torch")
+
+
+def test_a_calibrated_method_with_a_report(lowbit, tiny_model, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 20)
+    page = tmp_path / "page.html"
+    arguments = ["quantize", tiny_model, "int3-g32", "--method", "gptq:damping=0.05", "--calibration", text]
+    done = lowbit(
+        *arguments, "--samples", "4", "--length", "64", "-o", tmp_path / "out", "--report", page, "--json"
+    )
+    result = done.json()
+    assert result["method"] == "gptq:damping=0.05" and result["calibration_tokens"] == 256
+    assert 0 < result["measured"]["kl_nats_per_token"] < 1
+    assert "gptq:damping=0.05" in page.read_text() and "<svg" in page.read_text()
+    shown = lowbit(*arguments, "-o", tmp_path / "out", "--force", "--no-verify")
+    assert shown.code == 0 and "nats" not in shown.out
+    assert "nats per token" in lowbit("quantize", tiny_model, "int3-g32", "-o", tmp_path / "rtn").out
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--method", "gptqq"], "'gptqq' is unknown; use one of rtn, "),
+        (["--method", "gptq:damp=1"], "it takes order=given, damping=0.01"),
+        (["--method", "gptq", "--calibration", "nowhere.txt"], "nowhere.txt"),
+        (["--method", "gptq", "--samples", "0"], "at least 1"),
+        (["--report", "no/such/folder/page.html"], "folder that exists"),
+    ],
+)
+def test_refusals(lowbit, tiny_model, tmp_path, more, words):
+    done = lowbit("quantize", tiny_model, "int3-g32", "-o", tmp_path / "out", *more)
+    assert done.code == 2 and words in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_list(lowbit):
+    methods = {method["name"]: method for method in lowbit("methods", "--json").json()["methods"]}
+    assert methods["gptq"]["calibrated"] and not methods["rtn"]["calibrated"]
+    assert methods["gptq"]["options"]["damping"] == 0.01
+    assert "arXiv:2210.17323" in lowbit("methods").out
