@@ -232,3 +232,27 @@ def test_arguments():
 def test_limits_of_the_native_decoder_are_errors_of_ours():
     with pytest.raises(UnsupportedError, match="head_dim=6"):
         load_model(Tensors(head_dim=6))
+
+
+def test_a_quantized_model_runs_with_the_numbers_it_was_made_for(tmp_path):
+    from lowbit.compress import quantize_checkpoint
+    from lowbit.formats import Scheme
+
+    from . import tiny_models
+
+    source = tiny_models.save(tiny_models.build(tiny_models.CASES["llama"]), tmp_path / "source")
+    for name, scheme in (("a", "int4-g32"), ("b", "int8-g32"), ("c", "int8-g32"), ("d", "fp16")):
+        parsed = Scheme.parse(scheme)
+        changes = {"a": {"activations": "int16", "kv_bits": None}, "b": {"kv_bits": 16}}.get(name, {})
+        quantize_checkpoint(source, dataclasses.replace(parsed, **changes), tmp_path / name)
+    numbers = {
+        (name, asked): (model.activations, model.kv_bits)
+        for name in "abcd"
+        for asked in (None, "int8")
+        for model in [load_model(tmp_path / name, activations=asked)]
+    }
+    assert numbers["a", None] == ("int16", 16) and numbers["a", "int8"] == ("int8", 8)
+    assert numbers["b", None] == numbers["b", "int8"] == ("int8", 16)
+    assert numbers["c", None] == numbers["c", "int8"] == ("int8", 8)
+    assert numbers["d", None] == ("int8", 16)
+    assert load_model(tmp_path / "b", kv_bits=8).kv_bits == 8

@@ -48,7 +48,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "bits_per_weight": model.bits_per_weight,
         "windows": result.windows,
         "seconds": result.seconds,
-        "activations": args.activations,
+        "activations": model.model.activations,
         "kv_bits": model.model.kv_bits,
     }
 

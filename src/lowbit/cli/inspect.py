@@ -43,6 +43,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
             "config": dataclasses.asdict(checkpoint.config),
             "chat_template": bool(tokenizer and tokenizer.chat_template),
             "tokenizer_size": tokenizer.vocab_size if tokenizer else None,
+            "quantization": _quantization(checkpoint),
         }
     weights = sum(t["weights"] for t in tensors)
     n_bytes = sum(t["bytes"] for t in tensors)
@@ -54,6 +55,18 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "formats": _histogram(tensors),
         "tensors": tensors,
     }
+
+
+def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """How a lowbit directory was made and is run; None for other checkpoints."""
+    from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
+
+    if not isinstance(checkpoint, LowbitCheckpoint):
+        return None
+    details = checkpoint.details
+    scheme = details.get("scheme") or {}
+    kept = {key: details.get(key) for key in ("method", "source", "calibration", "measured")}
+    return {**kept, "activations": scheme.get("activations"), "kv_bits": scheme.get("kv_bits")}
 
 
 def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
@@ -74,6 +87,20 @@ def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         "bytes": n_bytes,
         "bits_per_weight": 8 * n_bytes / count if count else 0.0,
     }
+
+
+def _made(made: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if made is None:
+        return []
+    rows = [("made", f"from {made['source']} by {made['method']}")]
+    if made["activations"]:
+        rows.append(
+            ("runs with", f"{made['activations']} activations, {made['kv_bits']}-bit keys and values")
+        )
+    if made["measured"]:
+        lost, words = made["measured"]["kl_nats_per_token"], made["measured"]["text"]
+        rows.append(("measured", f"{lost:.4f} nats per token from the original, on {words}"))
+    return rows
 
 
 def _histogram(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,6 +126,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         ("weights", f"{result['weights']:,}"),
         ("bits per weight", f"{result['bits_per_weight']:.3f}"),
         ("size on disk", output.megabytes(result["size_bytes"])),
+        *_made(result["quantization"]),
     ]
     sys.stdout.write(output.pairs(rows) + "\n")
     total = sum(entry["bytes"] for entry in result["formats"]) or 1

@@ -48,15 +48,16 @@ def add_runtime(parser: argparse.ArgumentParser, context_help: str) -> None:
     parser.add_argument(
         "--activations",
         choices=["int8", "int16"],
-        default="int8",
-        help="precision of the inputs of matrix products (default %(default)s; int16 is slower and exacter)",
+        help="precision of the inputs of matrix products; int16 is slower and exacter (default: what the "
+        "model was quantized for, else int8)",
     )
     parser.add_argument(
         "--kv-bits",
         type=int,
         choices=[8, 16],
         metavar="N",
-        help="of keys and values: 8 or 16 (default: 8 with int8 activations, 16 with int16)",
+        help="of keys and values: 8 or 16 (default: what the model was quantized for, else 8 with int8 "
+        "activations, 16 with int16)",
     )
 
 

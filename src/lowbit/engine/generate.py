@@ -317,14 +317,15 @@ class LanguageModel:
 
 def load(
     path: str | PathLike[str],
-    activations: str = "int8",
+    activations: str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: int | None = None,
 ) -> LanguageModel:
     """Load a model: a directory, a .gguf file, a hub id, or `smollm2-135m`.
 
-    activations: "int8" or "int16" (two int8 limbs: slower, closest to float).
+    activations: "int8" or "int16" (two int8 limbs: slower, closest to float); None: what the model was
+        quantized for, else "int8".
     context: tokens of prompt and answer together; None: what the model was trained for.
     threads: None: what the machine and its cgroup allow, or LOWBIT_THREADS.
     kv_bits: of keys and values: 8 or 16; None: 8 with int8 activations, 16 with int16.

@@ -31,7 +31,8 @@ class Scheme:
     embedding: format of token embedding and output head; None: int6-g32 if weights have less than 8 bits,
         int8-g32 from 8 bits on, and the weights' own format if that is a plain float
     activations: "int8", or "int16" (two int8 limbs)
-    kv_bits: bits of keys and values: 16, or 8 for attention in integers; None: default_kv_bits(activations)
+    kv_bits: bits of keys and values: 16, or 8 for attention in integers; None: 16 for weights in plain
+        floats, default_kv_bits(activations) for all others
     layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
     """
 
@@ -55,7 +56,8 @@ class Scheme:
                 f"Scheme: activations {self.activations!r}, must be one of {', '.join(ACTIVATIONS)}"
             )
         if self.kv_bits is None:
-            object.__setattr__(self, "kv_bits", default_kv_bits(self.activations))
+            plain = self.weights.float_type is not None
+            object.__setattr__(self, "kv_bits", 16 if plain else default_kv_bits(self.activations))
         elif self.kv_bits not in KV_BITS:
             raise UnsupportedError(f"Scheme: kv_bits={self.kv_bits} is not supported; use 8 or 16")
         for pattern, fmt in self.layers.items():

@@ -32,7 +32,7 @@ FIRST_TOKEN_PROMPT = "Once upon a time"
 def bench(
     path: str,
     *,
-    activations: str = "int8",
+    activations: str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: int | None = None,
@@ -101,7 +101,7 @@ def bench(
         "decode_bound_fraction": of_bandwidth,
         "prefill_bound_fraction": of_peak,
         "cpu": cpu_name(),
-        "activations": activations,
+        "activations": model.model.activations,
         "kv_bits": model.model.kv_bits,
         "prefill_tokens": prefill,
         "decode_tokens": decode,
@@ -149,7 +149,7 @@ def decode_once(model: LanguageModel, tokens: int, cache: Any) -> float:
 def first_token_seconds(
     path: str,
     *,
-    activations: str = "int8",
+    activations: str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: int | None = None,
@@ -157,7 +157,9 @@ def first_token_seconds(
 ) -> float:
     """Median seconds from the start of a fresh `lowbit run` to the first text on its output."""
     command = [sys.executable, "-m", "lowbit.cli", "run", str(path), "--raw", "-p", FIRST_TOKEN_PROMPT]
-    command += ["--max-tokens", "1", "--activations", activations]
+    command += ["--max-tokens", "1"]
+    if activations is not None:
+        command += ["--activations", activations]
     command += ["--context", str(context)] if context is not None else []
     command += ["--threads", str(threads)] if threads is not None else []
     command += ["--kv-bits", str(kv_bits)] if kv_bits is not None else []

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, RequestError, UnsupportedError
-from lowbit.formats.scheme import KV_BITS, default_kv_bits
+from lowbit.formats.scheme import KV_BITS, Scheme, default_kv_bits
 from lowbit.model.config import ModelConfig
 from lowbit.model.families import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
+from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
 from lowbit.model.rope import inverse_frequencies
 from lowbit.packed import PackedMatrix
 
@@ -53,7 +54,7 @@ class LoadedModel:
 
 def load_model(
     source: str | PathLike[str] | Checkpoint,
-    activations: str = "int8",
+    activations: str | None = None,
     context: int | None = None,
     threads: int | None = None,
     kv_bits: int | None = None,
@@ -61,19 +62,21 @@ def load_model(
     """Load a checkpoint for the CPU.
 
     source: a transformers directory, a .gguf file, a lowbit directory, or an open Checkpoint.
-    activations: "int8", or "int16" for activations of two int8 limbs.
+    activations: "int8", or "int16" for activations of two int8 limbs; None: what the model was quantized for,
+        "int8" where that is not known.
     context: positions that one sequence may hold; None: those of the published checkpoint. The dynamic
         rope scaling depends on it, see rope.inverse_frequencies.
     threads: of all native work in this process; None: as it is.
-    kv_bits: of keys and values: 16, or 8 for attention in integers; None: 8 where coded weights meet int8
-        activations, 16 with int16 ones and in a model of plain floats, whose results stay those of floats.
+    kv_bits: of keys and values: 16, or 8 for attention in integers; None: what the model was
+        quantized for; else 8 where coded weights meet int8 activations, 16 with int16 ones and in a model of
+        plain floats, whose results stay those of floats.
     Raises CheckpointError, UnsupportedError or RequestError; nothing is loaded halfway.
     """
     from lowbit import _native
     from lowbit.kernels import tuning
     from lowbit.model.checkpoint import open_checkpoint
 
-    if activations not in ACTIVATION_BITS:
+    if activations not in (None, *ACTIVATION_BITS):
         raise RequestError(f"load: activations={activations!r}; use one of {', '.join(ACTIVATION_BITS)}")
     if kv_bits not in (None, *KV_BITS):
         raise RequestError(f"load: kv_bits={kv_bits}; use 8 or 16, or none for the default")
@@ -88,7 +91,10 @@ def load_model(
         return _load(checkpoint, activations, context, kv_bits)
 
 
-def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits: int | None) -> LoadedModel:
+def _load(
+    checkpoint: Checkpoint, activations: str | None, context: int | None, kv_bits: int | None
+) -> LoadedModel:
+    activations, kv_bits = _numbers(checkpoint, activations, kv_bits)
     config = checkpoint.config
     positions = _context(config, context)
     config, expected = _coverage(checkpoint, config)
@@ -126,6 +132,17 @@ def _load(checkpoint: Checkpoint, activations: str, context: int | None, kv_bits
         nbytes=nbytes,
         bits_per_weight=8 * nbytes / count,
     )
+
+
+def _numbers(checkpoint: Checkpoint, activations: str | None, kv_bits: int | None) -> tuple[str, int | None]:
+    """Activations and KV bits: those asked for, or those of the scheme that the directory was made with."""
+    details = checkpoint.details if isinstance(checkpoint, LowbitCheckpoint) else {}
+    scheme = Scheme.from_dict(details["scheme"]) if details.get("scheme") else None
+    if scheme is None:
+        return activations or "int8", kv_bits
+    if kv_bits is None and activations in (None, scheme.activations):
+        kv_bits = scheme.kv_bits
+    return activations or scheme.activations, kv_bits
 
 
 def _context(config: ModelConfig, context: int | None) -> int:
