@@ -102,10 +102,10 @@ def plain(reference, model, windows):
     return np.array(kls), np.mean(agreed), math.exp(np.mean(nll))
 
 
-@pytest.mark.parametrize("logit_bytes", [1 << 20, 4 * 260 * 7])
-def test_against_all_logits(tiny_model, tmp_path, monkeypatch, logit_bytes):
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 12 * 260 * 7])
+def test_against_all_logits(tiny_model, tmp_path, monkeypatch, chunk_bytes):
     """Whole windows at once and 7 positions at a time: the same figures to the last bit of the sums."""
-    monkeypatch.setattr(MODULE, "LOGIT_BYTES", logit_bytes)
+    monkeypatch.setattr(MODULE, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(MODULE, "ROWS_BYTES", 5 * 8 * 260)
     reference = load(tiny_model, activations="int16")
     model = load(perturbed(tiny_model, tmp_path / "m", 3), activations="int16")

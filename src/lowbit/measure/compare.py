@@ -20,10 +20,10 @@ from lowbit.engine.sequence import native_step, new_cache
 from lowbit.errors import RequestError, UnsupportedError
 from lowbit.measure.perplexity import DEFAULT_CONTEXT, safe_exp
 
-LOGIT_BYTES = (
-    24 << 20
-)  # of one model's logits that are held at a time; two are, the reference's and another's
-ROWS_BYTES = 2 << 20  # of float64 values that one step of the arithmetic takes: they stay in the cache
+CHUNK_BYTES = (
+    48 << 20
+)  # held at a time: the reference's probabilities in float64, one model's logits in float32
+ROWS_BYTES = 1 << 20  # of float64 values that one step of the arithmetic takes: they stay in the cache
 BLOCK = 64  # positions whose mean counts as one independent sample of the divergence
 
 
@@ -97,11 +97,14 @@ def compare(
         window = ids[i * size : (i + 1) * size]
         for begin, end in _chunks(size, reference.config.vocab_size):
             targets = window[begin + 1 : end + 1]  # one fewer at the end of the window
-            original = _logits(reference, window[begin:end], caches[0])
-            log_total = _log_totals(original)
-            reference_nll -= _log_likelihood(original, log_total, targets)
+            original, probabilities = _score_reference(
+                _logits(reference, window[begin:end], caches[0]), targets
+            )
+            reference_nll -= original.log_likelihood
             for model, cache, tally in zip(models, caches[1:], tallies):
-                tally.add(original, log_total, _logits(model, window[begin:end], cache), targets)
+                logits = _logits(model, window[begin:end], cache)
+                tally.add(original, _score(logits, targets, probabilities))
+                del logits  # before the next model's come
         if progress:
             progress(i + 1, windows, max((tally.mean() for tally in tallies), default=0.0))
     scored = windows * (size - 1)
@@ -147,7 +150,7 @@ def _tokens(
 
 def _chunks(size: int, vocab_size: int) -> Iterator[tuple[int, int]]:
     """Positions of a window whose logits are held at a time."""
-    step = max(1, LOGIT_BYTES // (4 * vocab_size))
+    step = max(1, CHUNK_BYTES // (12 * vocab_size))
     for begin in range(0, size, step):
         yield begin, min(begin + step, size)
 
@@ -164,26 +167,52 @@ def _rows(logits: np.ndarray) -> Iterator[slice]:
         yield slice(begin, begin + step)
 
 
-def _log_totals(logits: np.ndarray) -> np.ndarray:
-    """float64 [tokens]: log of the sum of exp over the vocabulary."""
-    totals = np.empty(len(logits))
+@dataclass(frozen=True)
+class _Scored:
+    """What is kept of logits [tokens, vocab]; float64 [tokens] unless said otherwise.
+
+    top: int64, the likeliest token; peak: its logit
+    log_total: log of the sum of exp(logit - peak)
+    mean: of logit - peak, weighed with the reference's probabilities; zeros where there are none
+    log_likelihood: float, sum of the log-probabilities of the tokens that follow
+    """
+
+    top: np.ndarray
+    peak: np.ndarray
+    log_total: np.ndarray
+    mean: np.ndarray
+    log_likelihood: float
+
+
+def _score(logits: np.ndarray, targets: np.ndarray, probabilities: np.ndarray | None) -> _Scored:
+    """One pass over float32 logits in parts that stay in the cache."""
+    top = logits.argmax(axis=1)
+    peak = logits[np.arange(len(top)), top].astype(np.float64)
+    log_total, mean = np.empty(len(top)), np.zeros(len(top))
     for rows in _rows(logits):
-        part = logits[rows].astype(np.float64)
-        peak = part.max(axis=1, keepdims=True)
-        totals[rows] = np.log(np.exp(part - peak).sum(axis=1)) + peak[:, 0]
-    if not np.isfinite(totals).all():
+        shifted = np.subtract(logits[rows], peak[rows, None], dtype=np.float64)
+        if probabilities is not None:
+            mean[rows] = np.einsum("tv,tv->t", probabilities[rows], shifted)
+        log_total[rows] = np.log(np.exp(shifted, out=shifted).sum(axis=1))
+    if not np.isfinite(log_total).all():
         raise UnsupportedError(
             "compare: logits are not finite; the weights overflow in this format or with these "
             "activations: try --activations int16, or another format"
         )
-    return totals
-
-
-def _log_likelihood(logits: np.ndarray, log_totals: np.ndarray, targets: np.ndarray) -> float:
-    """Sum of the log-probabilities of the tokens that follow."""
     count = len(targets)
-    chosen = logits[np.arange(count), targets].astype(np.float64)
-    return float(np.sum(chosen - log_totals[:count]))
+    chosen = logits[np.arange(count), targets] - peak[:count]
+    return _Scored(top, peak, log_total, mean, float(np.sum(chosen - log_total[:count])))
+
+
+def _score_reference(logits: np.ndarray, targets: np.ndarray) -> tuple[_Scored, np.ndarray]:
+    """The same of the reference, and its probabilities, float64 [tokens, vocab]."""
+    scored = _score(logits, targets, None)
+    probabilities = np.empty(logits.shape)
+    for rows in _rows(logits):
+        shifted = np.subtract(logits[rows], scored.peak[rows, None], dtype=np.float64)
+        np.exp(shifted - scored.log_total[rows, None], out=probabilities[rows])
+        scored.mean[rows] = np.einsum("tv,tv->t", probabilities[rows], shifted)
+    return scored, probabilities
 
 
 @dataclass
@@ -194,18 +223,11 @@ class _Tally:
     agreed: int = 0
     nll: float = 0.0
 
-    def add(
-        self, original: np.ndarray, original_totals: np.ndarray, logits: np.ndarray, targets: np.ndarray
-    ) -> None:
-        totals = _log_totals(logits)
-        self.nll -= _log_likelihood(logits, totals, targets)
-        self.agreed += int(np.count_nonzero(original.argmax(axis=1) == logits.argmax(axis=1)))
-        found = np.empty(len(logits))
-        for rows in _rows(logits):
-            log_p = original[rows] - original_totals[rows, None]
-            gap = log_p - (logits[rows] - totals[rows, None])
-            found[rows] = np.einsum("tv,tv->t", np.exp(log_p), gap)
-        self.divergences.append(found)
+    def add(self, original: _Scored, scored: _Scored) -> None:
+        # sum p (log p - log q), where log p = logit - peak - log_total; exactly 0 for the same logits.
+        self.divergences.append((original.mean - scored.mean) - (original.log_total - scored.log_total))
+        self.agreed += int(np.count_nonzero(original.top == scored.top))
+        self.nll -= scored.log_likelihood
 
     def mean(self) -> float:
         return float(np.mean(np.concatenate(self.divergences)))
