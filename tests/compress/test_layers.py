@@ -17,11 +17,13 @@ from lowbit.compress.parts import Parts  # noqa: E402
 from lowbit.errors import CheckpointError, FormatError, RequestError  # noqa: E402
 from lowbit.formats import Scheme, parse_format  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
+from lowbit.model.reference import reference_logits  # noqa: E402
 from lowbit.quantize import round_to_nearest  # noqa: E402
 from lowbit.quantize.methods import parse_method  # noqa: E402
 
 TOKENS = np.random.default_rng(0).integers(0, 200, (4, 32))
 INT3 = Scheme(parse_format("int3-g32"), embedding=parse_format("fp32"))
+GATE = "model.layers.1.mlp.gate_proj.weight"
 FILES = ("model.safetensors", "lowbit.json", "config.json")
 
 
@@ -173,7 +175,9 @@ def test_parts_come_back_as_they_were(tmp_path):
     ("arguments", "error", "message"),
     [
         ({"method": "gptqq"}, RequestError, "unknown"),
-        ({"method": "x+gptq"}, RequestError, "'x'"),
+        ({"method": "x+gptq"}, RequestError, "folds: awq"),
+        ({"method": "awq+"}, RequestError, "FOLD"),
+        ({"method": "smoothquant:beta=1"}, RequestError, "alpha=0.5"),
         ({"method": "rtn", "calibration": TOKENS}, RequestError, "leave calibration away"),
         ({"method": "gptq", "calibration": TOKENS * 1000}, RequestError, "token ids are"),
         ({"method": "gptq", "calibration": TOKENS[0]}, RequestError, "windows, positions"),
@@ -208,3 +212,33 @@ def test_a_format_that_the_method_refuses_names_the_tensor(silent_model, tmp_pat
         quantize_checkpoint(silent_model, INT3, tmp_path / "out", method="gptq")
     report = quantize_checkpoint(silent_model, "bf16", tmp_path / "out", method="gptq", calibration=TOKENS)
     assert {layer["format"] for layer in report["layers"]} == {"bf16"}
+
+
+@pytest.mark.parametrize("fold", ["smoothquant:alpha=0.3", "llmfp4", "smoothquant+awq"])
+def test_folds_leave_the_function_of_the_model(fold, base_model, tmp_path):
+    fine = Scheme(parse_format("fp32"), embedding=parse_format("fp32"))
+    report = quantize_checkpoint(base_model, fine, tmp_path / "out", method=fold, calibration=TOKENS)
+    assert report["method"] == f"{fold}+rtn"
+    ids = list(range(40, 60))
+    with open_checkpoint(base_model) as source, open_checkpoint(tmp_path / "out") as result:
+        logits = [
+            reference_logits(c.config, {name: c.read(name) for name in c.names()}, ids)
+            for c in (source, result)
+        ]
+        assert not np.array_equal(source.read(GATE), result.read(GATE))
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-4 * np.abs(logits[0]).max())
+
+
+def test_folds_and_methods_together(base_model, tmp_path):
+    errors = {}
+    for method in ("rtn", "smoothquant+rtn", "awq", "awq+gptq", "gptq"):
+        given = {} if method == "rtn" else {"calibration": TOKENS}
+        quantize_checkpoint(base_model, INT3, tmp_path / method, method=method, **given)
+        with open_checkpoint(base_model) as source, open_checkpoint(tmp_path / method) as result:
+            pair = [
+                reference_logits(c.config, {n: c.read(n) for n in c.names()}, list(TOKENS[0]))
+                for c in (source, result)
+            ]
+        errors[method] = np.square(pair[0] - pair[1]).mean()
+    assert errors["gptq"] < errors["rtn"] and errors["awq+gptq"] < errors["rtn"]
+    assert errors["awq"] != errors["awq+gptq"]

@@ -14,9 +14,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
+    from lowbit.compress.folds import FOLDS
     from lowbit.quantize.methods import METHODS
 
     return {
+        "folds": [
+            {"name": name, "summary": fold.summary, "options": fold.options(), "source": fold.source}
+            for name, fold in FOLDS.items()
+        ],
         "methods": [
             {
                 "name": name,
@@ -26,23 +31,25 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
                 "source": method.source,
             }
             for name, method in METHODS.items()
-        ]
+        ],
     }
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     rows = [
-        (
-            method["name"],
-            "yes" if method["calibrated"] else "no",
-            method["summary"],
-            " ".join(f"{key}={value}" for key, value in method["options"].items()),
-            method["source"],
-        )
-        for method in result["methods"]
+        (m["name"], "yes" if m["calibrated"] else "no", m["summary"], _options(m), m["source"])
+        for m in result["methods"]
     ]
     sys.stdout.write(output.table(("method", "text", "what it does", "options", "source"), rows, right=()))
+    rows = [(f["name"], "yes", f["summary"], _options(f), f["source"]) for f in result["folds"]]
     sys.stdout.write(
-        "\nUse one with `lowbit quantize MODEL FORMAT --method NAME:OPTION=VALUE,...`; those with\n"
+        "\n" + output.table(("fold", "text", "what it does", "options", "source"), rows, right=())
     )
-    sys.stdout.write("text run a calibration text through the model (--calibration FILE).\n")
+    sys.stdout.write(
+        "\n`lowbit quantize MODEL FORMAT --method FOLD+METHOD:OPTION=VALUE,...`: any number of folds, then a\n"
+        "method. Those marked with yes run a text through the model (--calibration FILE).\n"
+    )
+
+
+def _options(entry: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in entry["options"].items())

@@ -128,6 +128,10 @@ def _quantize_layer(
     for short, weight in weights.items():
         check_finite(weight.reshape(-1, weight.shape[-1]), f"quantize {prefix}{short}")
     statistics = streams.watch(layer, weights) if streams is not None else {}
+    chosen = {name.removeprefix(prefix): formats[name] for name in names}
+    if recipe.folds:
+        matrices = {s.removesuffix(".weight"): f for s, f in chosen.items() if f is not None}
+        statistics = recipe.fold(checkpoint.config, weights, statistics, matrices)
     tensors: dict[str, PackedMatrix | np.ndarray] = {}
     report = {}
     for name in names:

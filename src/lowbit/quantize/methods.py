@@ -11,7 +11,7 @@ Options are the keyword-only parameters of the function; their defaults give the
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,8 +81,7 @@ class Choice:
         return METHODS[self.name]
 
     def __str__(self) -> str:
-        given = ",".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.name}:{given}" if given else self.name
+        return spelled(self.name, self.options)
 
     def __call__(
         self, weight: np.ndarray, format: Format, statistics: Statistics | None = None
@@ -107,7 +106,17 @@ def parse_method(text: str) -> Choice:
     name, _, rest = text.strip().partition(":")
     if name not in METHODS:
         raise RequestError(f"quantize: method {name[:60]!r} is unknown; use one of {', '.join(METHODS)}")
-    known = METHODS[name].options()
+    return Choice(name, parse_options(name, rest, METHODS[name].options()))
+
+
+def spelled(name: str, options: Mapping[str, Value]) -> str:
+    """`NAME:OPTION=VALUE,...`"""
+    given = ",".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}:{given}" if given else name
+
+
+def parse_options(name: str, rest: str, known: Mapping[str, Value]) -> dict[str, Value]:
+    """The options in `OPTION=VALUE,...` of method `name`, whose defaults are `known`."""
     options: dict[str, Value] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
@@ -115,7 +124,7 @@ def parse_method(text: str) -> Choice:
             takes = ", ".join(f"{option}={default}" for option, default in known.items()) or "no options"
             raise RequestError(f"quantize: method {name} does not take {part[:60]!r}; it takes {takes}")
         options[key] = _converted(name, key, value, known[key])
-    return Choice(name, options)
+    return options
 
 
 def quantize_array(

@@ -41,6 +41,14 @@ class Statistics:
                 raise FormatError(f"{what}: {name} is not finite; calibrate again, on a model in float32")
         return self
 
+    def divided(self, factors: np.ndarray | None) -> "Statistics":
+        """Those of the inputs divided by `factors`, float32 [in_features]; None: itself."""
+        if factors is None:
+            return self
+        return Statistics(
+            self.hessian / np.multiply.outer(factors, factors), self.largest / factors, self.tokens
+        )
+
     @property
     def magnitudes(self) -> np.ndarray:
         """float32 [in_features]: root mean square of each channel."""
