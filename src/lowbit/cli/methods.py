@@ -46,8 +46,8 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         "\n" + output.table(("fold", "text", "what it does", "options", "source"), rows, right=())
     )
     sys.stdout.write(
-        "\n`lowbit quantize MODEL FORMAT --method FOLD+METHOD:OPTION=VALUE,...`: any number of folds, then a\n"
-        "method. Those marked with yes run a text through the model (--calibration FILE).\n"
+        "\n`lowbit quantize MODEL FORMAT --method FOLD+METHOD:OPTION=VALUE,...`: any folds, then a method.\n"
+        "Those marked with yes run a text through the model (--calibration FILE).\n"
     )
 
 
