@@ -36,6 +36,11 @@ def write_description(checkpoint: Checkpoint, folder: Path, quantization: dict[s
         generation = checkpoint.path / "generation_config.json"
         if generation.is_file():
             shutil.copyfile(generation, folder / generation.name)
+        # What a view may have changed: a head of its own, the order of rotary pairs.
+        config["tie_word_embeddings"] = checkpoint.config.tied
+        if checkpoint.config.rope.kind == "factors":
+            scaling = _rope_scaling(checkpoint.config) or {}
+            config["rope_scaling"] = {"rope_theta": checkpoint.config.rope.theta, **scaling}
     write_json(folder / "config.json", config | {"quantization_config": quantization})
     if checkpoint.kind != "gguf" and (checkpoint.path / "tokenizer.json").is_file():
         for name in _TOKENIZER_FILES:

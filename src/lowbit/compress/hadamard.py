@@ -1,0 +1,76 @@
+"""A view in which the residual stream and the values of each head are turned by orthogonal matrices.
+
+Rotations spread loud channels over all before anything is rounded. An RMS norm commutes with a rotation once
+its weight is folded into the matrices that follow; so the head, which takes that of the last norm, is no
+longer the embedding. In layers with a norm before the output projection its weight is folded too. The input
+of down_proj is not turned, for what precedes it is no linear map.
+Source: QuaRot, arXiv:2404.00456, the rotations that cost nothing at run time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lowbit.compress.view import View, split
+from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD
+from lowbit.quantize.rotation import Rotation, make_rotation
+
+if TYPE_CHECKING:
+    from lowbit.model.checkpoint import Checkpoint
+
+_ROWS = 4096  # rows of a matrix that are turned at a time
+
+# The norm whose weight is folded into each matrix.
+_NORM_BEFORE = {
+    "self_attn.q_proj.weight": "input_layernorm.weight",
+    "self_attn.k_proj.weight": "input_layernorm.weight",
+    "self_attn.v_proj.weight": "input_layernorm.weight",
+    "mlp.gate_proj.weight": "post_attention_layernorm.weight",
+    "mlp.up_proj.weight": "post_attention_layernorm.weight",
+}
+_SUB_NORM = "self_attn.attn_sub_norm.weight"
+_FOLDED = {*_NORM_BEFORE.values(), _SUB_NORM}
+
+
+class Rotated(View):
+    def __init__(self, checkpoint: Checkpoint, seed: int):
+        super().__init__(checkpoint, replace(checkpoint.config, tied=False))
+        self._stream = make_rotation(self.config.hidden_size, seed)
+        self._head = make_rotation(self.config.head_dim, seed + 1)
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._source.read(self._stored(name))
+        prefix, part = split(name)
+        if name == FINAL_NORM or part in _FOLDED:
+            return np.ones_like(tensor)
+        if name == HEAD:
+            tensor *= self._source.read(FINAL_NORM)
+        elif part in _NORM_BEFORE:
+            tensor *= self._source.read(prefix + _NORM_BEFORE[part])
+        elif part == "self_attn.o_proj.weight":
+            if self.config.sub_norm:
+                tensor *= self._source.read(prefix + _SUB_NORM)
+            tensor = self._turn_heads(tensor)
+        if part in ("self_attn.v_proj.weight", "self_attn.v_proj.bias"):
+            tensor = self._turn_heads(tensor.T).T
+        if name in (EMBEDDING, HEAD) or part in _NORM_BEFORE:
+            return _turned(tensor, self._stream)
+        if part.startswith(("self_attn.o_proj.", "mlp.down_proj.")):  # they write into the stream
+            return np.ascontiguousarray(self._stream(np.ascontiguousarray(tensor.T)).T)
+        return tensor
+
+    def _turn_heads(self, x: np.ndarray) -> np.ndarray:
+        """The features of each head turned; x [.., heads * head_dim]."""
+        heads = np.ascontiguousarray(x).reshape(*x.shape[:-1], -1, self.config.head_dim)
+        return self._head(heads).reshape(x.shape)
+
+
+def _turned(tensor: np.ndarray, rotation: Rotation) -> np.ndarray:
+    """Rows turned in place, so that a large embedding is in memory once."""
+    tensor = np.ascontiguousarray(tensor)
+    for start in range(0, len(tensor), _ROWS):
+        tensor[start : start + _ROWS] = rotation(tensor[start : start + _ROWS])
+    return tensor
