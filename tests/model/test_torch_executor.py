@@ -20,7 +20,7 @@ def saved(request, tmp_path_factory):
     return model, tiny_models.save(model, tmp_path_factory.mktemp(request.param))
 
 
-def run(config, weights, ids, hook=None):
+def run(config, weights, ids, hook=None, attend=None):
     """Logits [batch, positions, vocab] of token ids [batch, positions], through every block."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     turn = executor.rotation(config, ids.shape[1])
@@ -28,7 +28,7 @@ def run(config, weights, ids, hook=None):
     for layer in range(config.n_layers):
         prefix = f"model.layers.{layer}."
         part = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-        x = executor.block(config, layer, part, x, turn, hook)
+        x = executor.block(config, layer, part, x, turn, hook, attend)
     head = tensors[EMBEDDING if config.tied else HEAD]
     return executor.logits(config, tensors[FINAL_NORM], head, x).numpy()
 
@@ -40,7 +40,11 @@ def test_logits_of_every_family(saved):
         weights = {name: checkpoint.read(name) for name in checkpoint.names()}
     ids = np.stack([tiny_models.token_ids(24), tiny_models.token_ids(24)[::-1]]).astype(np.int64)
     seen = {}
-    ours = run(config, weights, ids, lambda name, x: seen.setdefault(name, x.shape[-1]))
+
+    def watch(name, x):
+        seen.setdefault(name, x.shape[-1])
+
+    ours = run(config, weights, ids, watch)
     for row, tokens in zip(ours, ids, strict=True):
         theirs = tiny_models.logits(model, list(tokens))
         assert np.abs(theirs).max() > 1e-3
@@ -50,6 +54,23 @@ def test_logits_of_every_family(saved):
     assert list(seen) == [name for group in executor.GROUPS for name in group]
     for name, width in seen.items():
         assert weights[f"model.layers.0.{name}.weight"].shape[1] == width
+
+
+def test_a_hook_can_replace_inputs_and_attention(saved):
+    _, folder = saved
+    with open_checkpoint(folder) as checkpoint:
+        config = checkpoint.config
+        weights = {name: checkpoint.read(name) for name in checkpoint.names()}
+    ids = np.array([tiny_models.token_ids(8)], np.int64)
+    plain = run(config, weights, ids)
+    doubled = {
+        name: weight / 2 if name.endswith("up_proj.weight") else weight for name, weight in weights.items()
+    }
+    again = run(config, doubled, ids, lambda name, x: 2 * x if name == "mlp.up_proj" else None)
+    np.testing.assert_array_equal(again, plain)
+    np.testing.assert_array_equal(run(config, weights, ids, attend=executor.attention), plain)
+    silent = run(config, weights, ids, attend=lambda q, k, v, *_: torch.zeros(*q.shape[:2], q[0, 0].numel()))
+    assert np.abs(silent - plain).max() > 1e-3 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize("ids", [[[]], [1, 2], [[-1]], [[5]]])

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["GROUPS", "block", "embed", "logits", "rotation"]
 
 Tensors = Mapping[str, torch.Tensor]
-Hook = Callable[[str, torch.Tensor], None]
+Hook = Callable[[str, torch.Tensor], "torch.Tensor | None"]
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
 
 
 def embed(weight: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -54,20 +55,23 @@ def block(
     x: torch.Tensor,
     turn: tuple[torch.Tensor, torch.Tensor],
     hook: Hook | None = None,
+    attend: Attention | None = None,
 ) -> torch.Tensor:
     """The residual stream after one layer.
 
     weights: tensors of the layer without their prefix ("self_attn.q_proj.weight", ..), matrices [out, in]
     x: float [batch, positions, hidden]; every row is a sequence that begins at position 0
     turn: what `rotation` gives for at least that many positions
-    hook: called as hook(name, input) before each matrix, name without ".weight", input [.., in]
+    hook: called as hook(name, input) before each matrix, name without ".weight", input [.., in]; what it
+        returns, if anything, is multiplied instead
+    attend: takes the place of `attention`
     """
     batch, positions, _ = x.shape
     heads, kv_heads, dim = config.n_heads, config.n_kv_heads, config.head_dim
 
     def linear(name: str, value: torch.Tensor) -> torch.Tensor:
-        if hook is not None:
-            hook(name, value)
+        replaced = None if hook is None else hook(name, value)
+        value = value if replaced is None else replaced
         return F.linear(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
 
     def norm(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -82,7 +86,7 @@ def block(
         q, k = norm("self_attn.q_norm", q), norm("self_attn.k_norm", k)
     if config.rope_layers[layer]:
         q, k = _rotate(q, *turn), _rotate(k, *turn)
-    h = _attention(q, k, v, config.attention_scale, config.windows[layer])
+    h = (attend or attention)(q, k, v, config.attention_scale, config.windows[layer])
     if config.sub_norm:
         h = norm("self_attn.attn_sub_norm", h)
     x = x + linear("self_attn.o_proj", h)
@@ -108,7 +112,7 @@ def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine, x[..., 2 * half :]], dim=-1)
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int) -> torch.Tensor:
     """Causal attention; q [batch, positions, heads, dim], k and v with kv_heads. Window 0: all before."""
     positions, heads = q.shape[1], q.shape[2]
     shared = heads // k.shape[2]
