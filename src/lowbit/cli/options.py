@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, NoReturn
 
 from lowbit.errors import LowbitError
@@ -17,11 +18,22 @@ class UsageError(LowbitError):
     """A command line that cannot be understood."""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """With the width given, argparse imports no shutil: half a megabyte for every command."""
+
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = int(os.environ.get("COLUMNS", 0)) or os.get_terminal_size().columns
+        except (OSError, ValueError):
+            columns = 80
+        super().__init__(prog, width=max(columns, 20) - 2)
+
+
 class Parser(argparse.ArgumentParser):
     """Errors are raised, so that they are shown in one line, or as JSON; no abbreviated options."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, allow_abbrev=False, formatter_class=_Formatter)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.removeprefix('lowbit ')}: {message}; see `{self.prog} --help`")

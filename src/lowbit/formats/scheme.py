@@ -9,18 +9,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lowbit.errors import FormatError, UnsupportedError
+from lowbit.formats.activations import ACTIVATIONS, KV_BITS, default_kv_bits
 from lowbit.formats.format import Format
 from lowbit.formats.parse import format_from_json, format_to_json, parse_format
 
-ACTIVATIONS = ("int8", "int16")
-KV_BITS = (8, 16)
 EMBEDDING_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
 _SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})(?:kv(\d{1,2}))?")
-
-
-def default_kv_bits(activations: str) -> int:
-    """8 with int8 activations, whose perplexity it does not change; with int16 attention stays exact."""
-    return 8 if activations == "int8" else 16
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,6 +115,8 @@ def _read(key: str) -> Crossovers | None:
 def _write(key: str, found: Crossovers) -> None:
     entries = {**_entries(), key: found._asdict()}
     path().parent.mkdir(parents=True, exist_ok=True)
+    import tempfile  # a megabyte of modules that reading does not need
+
     descriptor, temporary = tempfile.mkstemp(dir=path().parent, prefix=".kernels-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:

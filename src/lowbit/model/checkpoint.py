@@ -68,7 +68,6 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     Raises CheckpointError for a path that is neither, or whose files are damaged, and UnsupportedError for
     a network or a tensor type that lowbit cannot run.
     """
-    from lowbit.model.gguf_checkpoint import GGUFCheckpoint
     from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
     from lowbit.model.transformers_checkpoint import TransformersCheckpoint
 
@@ -88,6 +87,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"open {path}: {error}; check the path and its permissions") from error
     if magic == b"GGUF":
+        from lowbit.model.gguf_checkpoint import GGUFCheckpoint
+
         return GGUFCheckpoint(path)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"open {path}: give the directory {path.parent}, which has config.json as well")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, RequestError, UnsupportedError
-from lowbit.formats.scheme import KV_BITS, Scheme, default_kv_bits
+from lowbit.formats.activations import KV_BITS, default_kv_bits
 from lowbit.model.config import ModelConfig
 from lowbit.model.families import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
 from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
@@ -136,13 +136,12 @@ def _load(
 
 def _numbers(checkpoint: Checkpoint, activations: str | None, kv_bits: int | None) -> tuple[str, int | None]:
     """Activations and KV bits: those asked for, or those of the scheme that the directory was made with."""
-    details = checkpoint.details if isinstance(checkpoint, LowbitCheckpoint) else {}
-    scheme = Scheme.from_dict(details["scheme"]) if details.get("scheme") else None
-    if scheme is None:
+    known = checkpoint.numbers() if isinstance(checkpoint, LowbitCheckpoint) else None
+    if known is None:
         return activations or "int8", kv_bits
-    if kv_bits is None and activations in (None, scheme.activations):
-        kv_bits = scheme.kv_bits
-    return activations or scheme.activations, kv_bits
+    if kv_bits is None and activations in (None, known[0]):
+        kv_bits = known[1]
+    return activations or known[0], kv_bits
 
 
 def _context(config: ModelConfig, context: int | None) -> int:

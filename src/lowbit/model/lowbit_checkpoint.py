@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import CheckpointError, FormatError, UnsupportedError
+from lowbit.formats.activations import ACTIVATIONS, KV_BITS
 from lowbit.model.config import ModelConfig
 from lowbit.model.json_file import read_json
 from lowbit.model.tokenizer import Tokenizer
@@ -49,6 +50,20 @@ class LowbitCheckpoint:
         self._metas: dict[str, Mapping[str, Any]] = metas
         self._file = TensorFile(path / "model.safetensors")
         self._arrays, self._plain = self._sort()
+
+    def numbers(self) -> tuple[str, int] | None:
+        """(activations, KV bits) of the scheme that it was made with; None where it does not say."""
+        scheme = self.details.get("scheme")
+        if scheme is None:
+            return None
+        fields = scheme if isinstance(scheme, Mapping) else {}
+        activations, kv_bits = fields.get("activations"), fields.get("kv_bits")
+        if activations not in ACTIVATIONS or kv_bits not in KV_BITS:
+            raise CheckpointError(
+                f"open {self.path / 'lowbit.json'}: the scheme has activations={activations!r:.40} and "
+                f"kv_bits={kv_bits!r:.40}; known are {', '.join(ACTIVATIONS)} and 8, 16; it is damaged"
+            )
+        return activations, kv_bits
 
     @cached_property
     def config(self) -> ModelConfig:

@@ -1,9 +1,12 @@
 """What a matrix of a format will store, known before it is quantized: for headers and budgets."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.formats import Format
 from lowbit.packed.base3 import base3_shape
 from lowbit.packed.float_term import FLOAT_DTYPES
 from lowbit.packed.layout import (
@@ -15,6 +18,9 @@ from lowbit.packed.layout import (
     group_count,
 )
 from lowbit.packed.terms import SCALE_DTYPES
+
+if TYPE_CHECKING:
+    from lowbit.formats import Format
 
 ArrayLayout = dict[str, tuple[type, tuple[int, ...]]]  # name -> (dtype, shape)
 

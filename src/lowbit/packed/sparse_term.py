@@ -28,7 +28,7 @@ from lowbit.packed.term import check_array, integer, permute_groups
 from lowbit.packed.terms import SCALE_DTYPES, CodeTerm
 
 TAIL = 64  # bytes of 0 behind the codes, so that a kernel may load a whole vector anywhere
-_ONES = np.array([bin(i).count("1") for i in range(1 << 16)], np.uint8)
+_ONES = np.array([bin(i).count("1") for i in range(1 << 8)], np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ class SparseTerm:
         if hasattr(np, "bitwise_count"):
             kept = np.bitwise_count(self.mask.view(np.uint64)).sum(axis=(1, 2, 3), dtype=np.int64)
         else:
-            kept = np.array([_ONES[block.view(np.uint16)].sum(dtype=np.int64) for block in self.mask])
+            kept = np.array([_ONES[block.view(np.uint8)].sum(dtype=np.int64) for block in self.mask])
         return np.concatenate([[0], np.cumsum((kept * self.bits + 7) // 8)])
 
     @property

@@ -166,7 +166,8 @@ class TensorFile:
             begin, end = entry["data_offsets"]
             self._entries[name] = (entry["dtype"], tuple(entry["shape"]), begin, end)
         if self.path.stat().st_size > self._start:
-            self._map: np.ndarray = np.memmap(self.path, np.uint8, "r")
+            # A plain view: slices of a memmap are memmaps with a dict each, of which a model has thousands.
+            self._map: np.ndarray = np.memmap(self.path, np.uint8, "r").view(np.ndarray)
         else:
             self._map = np.empty(self._start, np.uint8)
 
@@ -187,7 +188,7 @@ class TensorFile:
             raise CheckpointError(
                 f"read {self.path}: tensor {name!r} has type {dtype}; known: {', '.join(DTYPES)}"
             )
-        raw = self._map[self._start + begin : self._start + end].view(np.ndarray)
+        raw = self._map[self._start + begin : self._start + end]
         return raw.view(np.dtype(DTYPES[dtype]).newbyteorder("<")).reshape(shape)
 
     def _entry(self, name: str) -> tuple[str, tuple[int, ...], int, int]:
