@@ -18,7 +18,6 @@ from lowbit.formats.multipliers import (
     SUPER_MULTIPLE,
     largest_integer_level,
 )
-from lowbit.formats.scales import decode_scales
 from lowbit.packed.base3 import base3_shape, pack_base3, unpack_base3
 from lowbit.packed.layout import (
     BLOCK_ROWS,
@@ -278,6 +277,8 @@ class CodeTerm:
 
     def effective_scales(self, out_features: int) -> np.ndarray:
         """scale * tensor_scale, float32 [out_features, groups of `scale_size`]."""
+        from lowbit.formats.scales import decode_scales  # not needed to run: a megabyte
+
         scales = decode_scales(unpack_groups(self.scales, out_features), self.scale_type)
         return scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
 
