@@ -1,4 +1,4 @@
-"""`lowbit methods`: the ways of choosing codes, with their options and sources."""
+"""`lowbit methods`: the ways of choosing codes and of preparing weights, with their options and sources."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from lowbit.cli import output
 
+HEADER = ("name", "text", "what it does", "options", "source")
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """No options of its own."""
@@ -15,41 +17,43 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.compress.folds import FOLDS
+    from lowbit.compress.views import VIEWS
     from lowbit.quantize.methods import METHODS
 
+    def described(name: str, entry: Any, calibrated: bool) -> dict[str, Any]:
+        return {
+            "name": name,
+            "summary": entry.summary,
+            "calibrated": calibrated,
+            "options": entry.options(),
+            "source": entry.source,
+        }
+
     return {
-        "folds": [
-            {"name": name, "summary": fold.summary, "options": fold.options(), "source": fold.source}
-            for name, fold in FOLDS.items()
-        ],
-        "methods": [
-            {
-                "name": name,
-                "summary": method.summary,
-                "calibrated": method.calibrated,
-                "options": method.options(),
-                "source": method.source,
-            }
-            for name, method in METHODS.items()
-        ],
+        "methods": [described(name, method, method.calibrated) for name, method in METHODS.items()],
+        "folds": [described(name, fold, True) for name, fold in FOLDS.items()],
+        "views": [described(name, view, False) for name, view in VIEWS.items()],
     }
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    rows = [
-        (m["name"], "yes" if m["calibrated"] else "no", m["summary"], _options(m), m["source"])
-        for m in result["methods"]
-    ]
-    sys.stdout.write(output.table(("method", "text", "what it does", "options", "source"), rows, right=()))
-    rows = [(f["name"], "yes", f["summary"], _options(f), f["source"]) for f in result["folds"]]
+    for title, words in (
+        ("methods", "round the weights"),
+        ("folds", "move factors between activations and weights first; the function stays the same"),
+        ("views", "change the whole model before anything else; the function stays the same"),
+    ):
+        rows = [
+            (
+                entry["name"],
+                "yes" if entry["calibrated"] else "no",
+                entry["summary"],
+                " ".join(f"{key}={value}" for key, value in entry["options"].items()),
+                entry["source"],
+            )
+            for entry in result[title]
+        ]
+        sys.stdout.write(f"{title.capitalize()} {words}.\n" + output.table(HEADER, rows, right=()) + "\n")
     sys.stdout.write(
-        "\n" + output.table(("fold", "text", "what it does", "options", "source"), rows, right=())
+        "`lowbit quantize MODEL FORMAT --method VIEW+FOLD+METHOD:OPTION=VALUE,...`: any views, any folds, a\n"
+        "method. Those marked with yes run a text through the model (--calibration FILE).\n"
     )
-    sys.stdout.write(
-        "\n`lowbit quantize MODEL FORMAT --method FOLD+METHOD:OPTION=VALUE,...`: any folds, then a method.\n"
-        "Those marked with yes run a text through the model (--calibration FILE).\n"
-    )
-
-
-def _options(entry: dict[str, Any]) -> str:
-    return " ".join(f"{key}={value}" for key, value in entry["options"].items())

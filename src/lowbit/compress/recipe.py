@@ -1,7 +1,7 @@
-"""What is done to a model before and while its matrices are rounded: `FOLD+FOLD+METHOD:option=value`.
+"""What is done to a model before and while its matrices are rounded: `VIEW+FOLD+METHOD:option=value`.
 
-Each part but the last changes the weights without changing the model's function (folds.py); the last rounds
-them. A fold at the end rounds to nearest: `awq` is `awq+rtn`.
+Views (views.py) and folds (folds.py), any number of each, change the weights without changing the model's
+function; the method rounds them. Without a method at the end they are rounded to nearest: `awq` is `awq+rtn`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.compress.folds import FOLDS
+from lowbit.compress.folds import FOLDS, Fold
+from lowbit.compress.views import VIEWS, View
 from lowbit.errors import RequestError
 from lowbit.formats import Format
-from lowbit.quantize.methods import METHODS, Choice, Value, parse_method, parse_options, spelled
+from lowbit.quantize.methods import Choice, Value, parse_method, parse_options, spelled
 from lowbit.quantize.statistics import Statistics
 
 if TYPE_CHECKING:
+    from lowbit.model.checkpoint import Checkpoint
     from lowbit.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class FoldChoice:
-    """A fold and the options that differ from its defaults."""
+class Part:
+    """A view or a fold, and the options that differ from its defaults."""
 
     name: str
     options: dict[str, Value]
@@ -35,9 +37,10 @@ class FoldChoice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """folds: in the order in which they are applied; method: how matrices are rounded then."""
+    """views: how the checkpoint is seen; folds: done to each layer then; method: how it is rounded."""
 
-    folds: tuple[FoldChoice, ...]
+    views: tuple[Part, ...]
+    folds: tuple[Part, ...]
     method: Choice
 
     @property
@@ -47,11 +50,17 @@ class Recipe:
 
     @property
     def plain(self) -> bool:
-        """Rounding to nearest and nothing else: every tensor by itself, its layout known beforehand."""
+        """Rounding to nearest and no fold: every tensor by itself, its layout known beforehand."""
         return not self.folds and self.method.name == "rtn"
 
     def __str__(self) -> str:
-        return "+".join(map(str, (*self.folds, self.method)))
+        return "+".join(map(str, (*self.views, *self.folds, self.method)))
+
+    def view(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The checkpoint through the views, the first one first."""
+        for part in self.views:
+            checkpoint = VIEWS[part.name].apply(checkpoint, **part.options)
+        return checkpoint
 
     def fold(
         self,
@@ -72,17 +81,25 @@ def parse_recipe(text: str, search: str | None = None) -> Recipe:
 
     Raises RequestError for parts and options that are unknown.
     """
-    *folds, last = text.strip().split("+")
-    if last.partition(":")[0] in FOLDS:
-        folds, last = [*folds, last], "rtn"
-    choice = parse_method(last) if last else None
-    if choice is None or any(part.partition(":")[0] not in FOLDS for part in folds):
-        raise RequestError(
-            f"quantize: method {text[:80]!r}: give FOLD+FOLD+METHOD; folds: {', '.join(FOLDS)}; "
-            f"methods: {', '.join(METHODS)}"
-        )
-    chosen = []
-    for part in folds:
+    *before, last = text.strip().split("+")
+    changes: dict[str, View | Fold] = {**VIEWS, **FOLDS}
+    if last.partition(":")[0] in changes:
+        before, last = [*before, last], "rtn"
+    views: list[Part] = []
+    folds: list[Part] = []
+    for number, part in enumerate(before):
         name, _, rest = part.partition(":")
-        chosen.append(FoldChoice(name, parse_options(name, rest, FOLDS[name].options())))
-    return Recipe(tuple(chosen), choice if search is None else choice.searching(search))
+        if name not in changes:
+            raise RequestError(
+                f"quantize: method {text[:80]!r}: {name[:60]!r} cannot stand before +; give "
+                f"VIEW+FOLD+METHOD, views: {', '.join(VIEWS)}; folds: {', '.join(FOLDS)}"
+            )
+        if name in VIEWS and folds:
+            raise RequestError(
+                f"quantize: method {text[:80]!r}: {name} changes the whole model, so it comes first: "
+                f"{'+'.join([part, *before[:number], *before[number + 1 :], last])}"
+            )
+        chosen = Part(name, parse_options(name, rest, changes[name].options()))
+        (views if name in VIEWS else folds).append(chosen)
+    choice = parse_method(last)
+    return Recipe(tuple(views), tuple(folds), choice if search is None else choice.searching(search))

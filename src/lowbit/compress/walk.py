@@ -76,7 +76,8 @@ def quantize_checkpoint(
     recipe = parse_recipe(method, search)
     target = Path(output)
     check_target(target, force)
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source) as stored:
+        checkpoint = recipe.view(stored)
         formats = plan(checkpoint, scheme)
         tokens = None
         if recipe.calibrated:
