@@ -11,7 +11,7 @@ namespace lowbit {
 
 enum class CodeKernel {
   gemv,   // decoded in registers, once per token
-  few,    // decoded in registers, once for up to four tokens
+  few,    // decoded in registers, once for up to eight tokens
   gemm,   // unpacked to a panel, for any number of tokens
   floats  // no codes
 };
@@ -20,7 +20,7 @@ enum class CodeKernel {
 struct Crossovers {
   size_t gemv, few;
 };
-constexpr size_t kMostFew = 16;  // neither may be larger
+constexpr size_t kMostFew = 64;  // neither may be larger
 
 Crossovers crossovers();
 void set_crossovers(const Crossovers& c);

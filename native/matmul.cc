@@ -137,24 +137,36 @@ void one_token_product(const Product& p, size_t block, size_t stop, const Activa
 }
 
 // Blocks [block, stop) times several tokens, each block decoded in registers: its codes come from memory for
-// the first tokens and from a cache for the others.
+// the first tokens and from a cache for the others. As many blocks at a time as sums stay near.
+constexpr size_t kSumsAtOnce = 192;
+
 void few_tokens_product(const Product& p, size_t block, size_t stop, const Activations& a, CodeKernel kernel,
                         MatmulScratch& scratch) {
   const MatmulKernels& kernels = matmul_kernels();
   const Matrix& m = *p.matrix;
-  uint8_t* const memory = scratch.get(scratch_bytes(m, a.padded));
-  alignas(kAlign) float acc[kMostFew * kBlockRows];
-  for (; block < stop; ++block) {
-    std::memset(acc, 0, a.tokens * kBlockRows * sizeof(float));
+  const size_t together = std::clamp<size_t>(kSumsAtOnce / a.tokens, 1, kBlocksAtOnce);
+  const size_t sums = together * a.tokens * kBlockRows;
+  size_t bytes = scratch_bytes(m, a.padded);
+  if (kernel == CodeKernel::few)
+    for (const CodeTerm& t : m.codes) bytes = std::max(bytes, few_scratch_bytes(t, a.padded, a.tokens));
+  float* const acc = reinterpret_cast<float*>(scratch.get(sums * sizeof(float) + bytes));
+  uint8_t* const memory = reinterpret_cast<uint8_t*>(acc + sums);
+  for (size_t count; block < stop; block += count) {
+    count = std::min(together, stop - block);
+    std::memset(acc, 0, count * a.tokens * kBlockRows * sizeof(float));
     for (const CodeTerm& t : m.codes) {
-      if (kernel == CodeKernel::few)
-        kernels.few(t, block, a, 0, a.tokens, acc, memory);
-      else
-        for (size_t token = 0; token < a.tokens; ++token)
-          kernels.gemv(t, block, 1, a, token, acc + token * kBlockRows, memory);
+      if (kernel == CodeKernel::few) {
+        kernels.few(t, block, count, a, acc, memory);
+        continue;
+      }
+      for (size_t i = 0; i < count * a.tokens; ++i)
+        kernels.gemv(t, block + i / a.tokens, 1, a, i % a.tokens, acc + i * kBlockRows, memory);
     }
-    for (const FloatTerm& t : m.floats) kernels.float_product(t, block, a, 0, a.tokens, acc);
-    store_block(p, block, 0, a.tokens, acc);
+    for (size_t b = 0; b < count; ++b) {
+      float* const sum = acc + b * a.tokens * kBlockRows;
+      for (const FloatTerm& t : m.floats) kernels.float_product(t, block + b, a, 0, a.tokens, sum);
+      store_block(p, block + b, 0, a.tokens, sum);
+    }
   }
 }
 

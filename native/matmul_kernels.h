@@ -15,10 +15,18 @@ inline size_t gemv_scratch_bytes(const CodeTerm& t, size_t padded) {
   return t.groups * kBlockRows * sizeof(float) + padded / kSumStride * kSegmentBytes;
 }
 
-// Whether `few` covers this term: linear codes and tables of bytes with scales only.
+// Whether `few` covers this term: levels that are linear or bytes of one table.
 inline bool has_few(const CodeTerm& t) {
-  return !t.zero_points && !t.offsets && !t.selectors && !t.multipliers && !t.base3 && t.map != Map::table2 &&
-         t.group_size % kChunk == 0;
+  return !t.selectors && !t.multipliers && t.map != Map::table2 && t.group_size % kChunk == 0;
+}
+
+// Memory of `few`: scales of a block as floats, the segments, what their sums start from for each token, and
+// the planes of a block of base-3 codes.
+inline size_t few_scratch_bytes(const CodeTerm& t, size_t padded, size_t tokens) {
+  const size_t segments = padded / kChunk;
+  const size_t planes = t.base3 ? segments * 2 * 128 : 0;
+  return t.groups * kBlockRows * sizeof(float) + segments * kSegmentBytes + planes +
+         round_up(segments * tokens * sizeof(int32_t), 64);
 }
 
 struct MatmulKernels {
@@ -28,10 +36,11 @@ struct MatmulKernels {
   // Precondition: has_gemv(term). `scratch` has gemv_scratch_bytes(), 64-byte aligned.
   void (*gemv)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
                float* acc, uint8_t* scratch);
-  // acc[token][32] += one block of a code term times `count` tokens from `first`, decoded in registers once
-  // for up to four of them. Precondition: has_few(term). `scratch` as above.
-  void (*few)(const CodeTerm& term, size_t block, const Activations& a, size_t first, size_t count,
-              float* acc, uint8_t* scratch);
+  // acc[block][token][32] += `blocks` consecutive blocks of a code term times all tokens, two or more,
+  // decoded in registers once for up to eight of them. Precondition: has_few(term). `scratch` has
+  // few_scratch_bytes(), 64-byte aligned.
+  void (*few)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, float* acc,
+              uint8_t* scratch);
   // Unpacks one block to a panel (panel.h) in `memory`, which is aligned and has room for it.
   void (*unpack)(const CodeTerm& term, size_t block, size_t chunks, uint8_t* memory);
   // out[token * stride + row] += an unpacked block times `count` tokens from `first`, 32 rows; `fresh`: =

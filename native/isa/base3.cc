@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "few.h"
 #include "gemv.h"
 
 namespace lowbit::LOWBIT_ISA {
@@ -182,6 +183,32 @@ SegmentSums kernel(int limbs) {
 }
 
 }  // namespace
+
+// Four vectors of five codes become five of four: fields of two bits in the same order of steps.
+void base3_planes(const CodeTerm& t, const uint8_t* codes, size_t chunks, uint8_t* planes) {
+  for (size_t tile = 0; tile < 2; ++tile)
+    for (size_t v = 0, to = 0; to < 2 * chunks; v += 4, to += 5) {
+      Fields f[4];
+      for (size_t i = 0; i < 4; ++i) {
+        if (v + i < t.vectors) {
+          const uint8_t* const at = codes + (v + i) * kVectorBytes + tile * 64;
+          f[i] = decode(load_u8(at));
+        } else {
+          f[i] = {set1_u8(0), set1_u8(0)};
+        }
+      }
+      const auto next = [](U8 a) LOWBIT_EXPANDED { return shift_right<6>(a); };
+      const U8 out[5] = {
+          f[0].four,
+          or_(next(f[0].fifth), shift_left<2>(f[1].four)),
+          or_(or_(next(f[1].four), shift_left<2>(next(f[1].fifth))), shift_left<4>(f[2].four)),
+          or_(or_(shift_right<4>(f[2].four), shift_left<4>(next(f[2].fifth))), shift_left<6>(f[3].four)),
+          or_(shift_right<2>(f[3].four), f[3].fifth),
+      };
+      for (size_t i = 0; i < 5 && to + i < 2 * chunks; ++i)
+        store_u8(planes + ((to + i) / 2 * 4 + tile * 2 + (to + i) % 2) * 64, out[i]);
+    }
+}
 
 SegmentSums base3_sums(const CodeTerm& t, int limbs) {
   if (t.map == Map::table1) return kernel<Map::table1>(limbs);

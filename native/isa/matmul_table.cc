@@ -8,8 +8,7 @@ namespace lowbit::LOWBIT_ISA {
 
 void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
           uint8_t* scratch);
-void few(const CodeTerm& t, size_t block, const Activations& a, size_t first, size_t count, float* acc,
-         uint8_t* scratch);
+void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, float* acc, uint8_t* scratch);
 void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
           float* out, size_t stride, bool fresh);

@@ -49,30 +49,33 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     tuning.tune()
 
 
-@pytest.mark.parametrize(
-    "name", ["int1-g64", "int3-g32", "int4-g64", "int8", "nf4-g64", "mxfp4", "int4a-g64"]
-)
+WIDTHS = [f"int{bits}-g{group}" for bits, group in zip(range(1, 9), (64, 32, 128, 64, 96, 32, 64, 64))]
+OTHERS = ["int8", "ternary", "mxfp4", "mxfp8_e4m3", "int4a-g64", "nf4-g64"]
+
+
+@pytest.mark.parametrize("name", [*WIDTHS, *OTHERS])
 @pytest.mark.parametrize("activation_bits", [8, 16])
 def test_every_kernel_gives_the_same_bits(name, activation_bits, rng):
+    """At every width of a tile of tokens, of one and of several tiles."""
     fmt = parse_format(name)
-    native = round_to_nearest(rng.normal(size=(70, 192)).astype(np.float32), fmt).native()
-    x = rng.normal(size=(16, 192)).astype(np.float32)
+    native = round_to_nearest(rng.normal(size=(70, 384)).astype(np.float32), fmt).native()
+    x = rng.normal(size=(tuning.MOST, 384)).astype(np.float32)
     _native.set_crossovers(1, 1)
     expected, kernels = _native.matmul(x, native, activation_bits), set()
-    for gemv, few in ((1, 1), (16, 1), (1, 16)):
+    for gemv, few in ((1, 1), (tuning.MOST, 1), (1, tuning.MOST)):
         _native.set_crossovers(gemv, few)
-        for tokens in (2, 3, 4, 5, 7, 8, 9, 16):
+        for tokens in (*range(2, 11), 13, 16, 19, tuning.MOST):
             kernel = native.kernel(tokens, activation_bits)
             kernels.add(kernel)
-            found = _native.matmul(x[:tokens], native, activation_bits)
-            np.testing.assert_array_equal(found, expected[:tokens], err_msg=f"{kernel}, {tokens} tokens")
+            found = _native.matmul(x[-tokens:], native, activation_bits)
+            np.testing.assert_array_equal(found, expected[-tokens:], err_msg=f"{kernel}, {tokens} tokens")
     assert native.kernel(1) == "gemv"
     assert kernels >= {"gemm", "gemv"}
-    assert ("few" in kernels) == (name not in ("nf4-g64", "int4a-g64"))
+    assert ("few" in kernels) == (name not in ("nf4-g64", "mxfp8_e4m3"))  # levels of two bytes
 
 
 def test_crossovers_out_of_range_are_named():
     with pytest.raises(ValueError, match="gemv=0"):
         _native.set_crossovers(0, 4)
-    with pytest.raises(ValueError, match="few=17"):
-        _native.set_crossovers(4, 17)
+    with pytest.raises(ValueError, match="few=65"):
+        _native.set_crossovers(4, 65)

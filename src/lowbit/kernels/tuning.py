@@ -1,9 +1,10 @@
 """Which batches each kernel is taken for: measured once per machine, kept in the user's cache folder.
 
-A matrix meets one token with the kernel `gemv`, a few with `few` (or `gemv` once per token, where `few` does
-not cover the format) and many with `gemm`. Where one overtakes another depends on the machine and changes no
-result. `lowbit doctor` and `lowbit bench kernels` measure it (`tune`, about 0.3 s) and loading a model reads
-what they found (`apply`, 0.2 ms); without them built-in numbers hold. LOWBIT_TUNING=off ignores the file.
+A matrix meets one token with the kernel `gemv`, up to a few dozen with `few` (or two or three with `gemv`
+once per token, where `few` does not cover the format) and many with `gemm`. Where one overtakes another
+depends on the machine and changes no result. `lowbit doctor` and `lowbit bench kernels` measure it (`tune`,
+about 0.3 s) and loading a model reads what they found (`apply`, 0.2 ms); without them built-in numbers hold.
+LOWBIT_TUNING=off ignores the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 
 __all__ = ["Crossovers", "apply", "tune"]
 
-MOST = 16  # largest batch that gemv and few may be taken for, as in native/crossover.h
+MOST = 64  # largest batch that gemv and few may be taken for, as in native/crossover.h
+BATCHES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # that are measured
 SHAPE, GROUP = (2048, 2048), 64  # large enough that a product takes longer than waking the threads
 # Products go round so many copies of the matrix, 36 MB of weights, that these come from memory or the last
 # cache as in a model. With one matrix in a nearer cache unpacking overtakes too early, at 9 tokens for 15.
@@ -55,7 +57,7 @@ def tune() -> Crossovers:
         return Crossovers(*_native.crossovers())
     before = _native.crossovers()
     try:
-        found = Crossovers(gemv=_last_better(zero_points=True), few=_last_better(zero_points=False))
+        found = Crossovers(gemv=_last_better(few=False), few=_last_better(few=True))
     except BaseException:
         _native.set_crossovers(*before)
         raise
@@ -127,22 +129,21 @@ def _write(key: str, found: Crossovers) -> None:
         raise
 
 
-def _last_better(zero_points: bool) -> int:
-    """The largest batch up to which decoding in registers beats unpacking, which `few` does not do with zero
-    points. Two batches in a row must be slower to end the search: one may be noise."""
+def _last_better(few: bool) -> int:
+    """The largest measured batch up to which decoding in registers beats unpacking, for levels that `few`
+    covers or for others. Two batches in a row must be slower to end the search: one may be noise."""
     from lowbit import _native
 
-    matrices = [_matrix(zero_points) for _ in range(COPIES)]
-    best = 1
-    for tokens in range(2, MOST + 1):
+    matrices = [_matrix(few) for _ in range(COPIES)]
+    best, slower = 1, 0
+    for tokens in BATCHES:
         x = np.ones((tokens, SHAPE[1]), np.float32)
         times = []
         for limit in (MOST, 1):
             _native.set_crossovers(limit, limit)
             times.append(_seconds(x, matrices))
-        if times[0] <= times[1]:
-            best = tokens
-        elif tokens > best + 1:
+        best, slower = (tokens, 0) if times[0] <= times[1] else (best, slower + 1)
+        if slower == 2:
             break
     return best
 
@@ -160,21 +161,15 @@ def _seconds(x: np.ndarray, matrices: list[Any]) -> float:
     return least
 
 
-def _matrix(zero_points: bool) -> Any:
-    """A native matrix of 4-bit codes, with zero points if asked for."""
+def _matrix(even: bool) -> Any:
+    """A native matrix of 4-bit codes, of even levels or of some that take two bytes each."""
     from lowbit import _native
 
     out_features, in_features = SHAPE
     blocks, groups = out_features // 32, in_features // GROUP
     codes = np.random.default_rng(0).integers(0, 256, out_features * in_features // 2, np.uint8)
+    levels = np.arange(16, dtype=np.float32) - 8
     matrix = _native.Matrix(out_features, in_features)
-    matrix.add_code_term(
-        4,
-        codes,
-        "fp16",
-        np.ones((blocks, groups, 32), np.float16),
-        GROUP,
-        np.arange(16, dtype=np.float32)[None],
-        zero_points=np.full((blocks, groups, 32), 8, np.uint8) if zero_points else None,
-    )
+    scales = np.ones((blocks, groups, 32), np.float16)
+    matrix.add_code_term(4, codes, "fp16", scales, GROUP, (levels if even else levels**3)[None])
     return matrix

@@ -1,0 +1,200 @@
+// Integer sums of the segments of a block times a tile of tokens, decoded in registers: every code is
+// unpacked once for all of them. One body per width and kind of levels; what surrounds it is in few.cc.
+#include "few.h"
+#include "gemv.h"
+
+namespace lowbit::LOWBIT_ISA {
+namespace {
+
+// What a chunk at `codes` asks for, the `chunk`th of the block.
+template <size_t lines>
+LOWBIT_INLINE void fetch(const Columns& o, const uint8_t* codes, size_t chunk) {
+  if (!o.ahead) return fetch_ahead<lines>(codes);
+  const uint8_t* const first = o.ahead + chunk * o.lines * 64;
+  for (size_t line = 0; line < o.lines; ++line) __builtin_prefetch(first + 64 * line, 0, 2);
+}
+
+#if defined(LOWBIT_ISA_avx512)
+// Step s of a tile's chunk. Shifts and masks take ports that dot products leave free; a placement of bits
+// (GFNI) takes theirs.
+template <int bits, Map map, size_t s>
+LOWBIT_INLINE U8 step_of(const CodeTerm& t, const U8 (&v)[bits]) {
+  U8 code;
+  if constexpr (bits == 3) {
+    code = and_(shift_right_loose<(s & 2) * 2>(two_codes_of_three<s & ~size_t{2}>(v)), set1_u8(7));
+  } else if constexpr (bits < 5) {
+    constexpr size_t each = 8 / bits, from = s % each * bits;
+    const U8 raw = from ? shift_right_loose<from>(v[s / each]) : v[s / each];
+    if constexpr (map == Map::table1 && bits == 4) return lookup_low4(t.high, raw);
+    code = and_(raw, set1_u8((1 << bits) - 1));
+  } else {
+    code = code_step<bits, s>(v);
+  }
+  return map == Map::linear ? code : lookup<bits>(t.high, code);
+}
+
+// Two tiles' step times four activations, those of the column'th row after x. As assembly with its address,
+// because GCC 12 otherwise fetches the activations of all tokens first and the sums lose their registers, or
+// computes an address for every one.
+template <size_t column, int offset>
+LOWBIT_INLINE void dot_pair(I32 (&sum)[2], U8 w0, U8 w1, const int8_t* x, size_t stride) {
+#define LOWBIT_DOT_PAIR(address)                                                   \
+  asm volatile("vpbroadcastd %c4" address                                          \
+               ", %%zmm31\n\tvpdpbusd %%zmm31, %2, %0\n\tvpdpbusd %%zmm31, %3, %1" \
+               : "+v"(sum[0].v), "+v"(sum[1].v)                                    \
+               : "v"(w0.v), "v"(w1.v), "i"(offset), "r"(x), "r"(stride)            \
+               : "xmm31", "memory")
+  if constexpr (column == 0) LOWBIT_DOT_PAIR("(%5)");
+  if constexpr (column == 1) LOWBIT_DOT_PAIR("(%5,%6)");
+  if constexpr (column == 2) LOWBIT_DOT_PAIR("(%5,%6,2)");
+#undef LOWBIT_DOT_PAIR
+}
+
+// Sums of a segment scaled and added up while they are in registers: add_total() of decode.h. Everything that
+// is not a number is read first: a store through a pointer might change it, thinks the compiler.
+template <size_t columns>
+LOWBIT_INLINE void finish(const I32 (&sum)[columns][2], const Totals& o, const Span& s) {
+  const float *scales = o.scales + s.group * kBlockRows,
+              *activations = o.activations + s.k / kActivationGroup;
+  float *const f = o.f, *const run = o.run;
+  const size_t groups = o.groups;
+  const bool single = s.first && s.last, last = s.last, outer = o.weights_outer;
+  const F32 weights[2] = {load(scales), load(scales + kTileRows)};
+  if (outer && single) {
+    expand<columns>([&](auto c) LOWBIT_EXPANDED {
+      const F32 activation = set1(activations[c * groups]);
+      expand<2>([&](auto tile) LOWBIT_EXPANDED {
+        float* const at = f + c * kBlockRows + tile * kTileRows;
+        store(at, fma(mul(to_f32(sum[c][tile]), activation), weights[tile], load(at)));
+      });
+    });
+    return;
+  }
+  if (outer) {
+    expand<columns>([&](auto c) LOWBIT_EXPANDED {
+      const F32 activation = set1(activations[c * groups]);
+      expand<2>([&](auto tile) LOWBIT_EXPANDED {
+        float* const at = run + c * kBlockRows + tile * kTileRows;
+        store(at, fma(to_f32(sum[c][tile]), activation, load(at)));
+      });
+    });
+  } else {
+    expand<2 * columns>([&](auto i) LOWBIT_EXPANDED {
+      float* const at = run + i * kTileRows;
+      store(at, fma(to_f32(sum[i / 2][i % 2]), weights[i % 2], load(at)));
+    });
+  }
+  if (!last) return;
+  for (size_t c = 0; c < columns; ++c) {
+    const F32 activation = set1(activations[c * groups]);
+    expand<2>([&](auto tile) LOWBIT_EXPANDED {
+      const size_t at = c * kBlockRows + tile * kTileRows;
+      store(f + at, fma(load(run + at), outer ? weights[tile] : activation, load(f + at)));
+      store(run + at, set1(-0.0f));
+    });
+  }
+}
+
+template <int bits, Map map, size_t columns>
+void sums_of(const CodeTerm& t, const Columns& o, const Span* spans, size_t count, I32* out,
+             const Totals& totals) {
+  const uint8_t* codes = o.codes + spans->k / kChunk * 2 * 64 * bits;
+  const int32_t* starts = o.starts;
+  const size_t stride = o.stride;
+  for (const Span* s = spans; s < spans + count; ++s, starts += columns) {
+    I32 sum[columns][2];
+    expand<columns>([&](auto c) LOWBIT_EXPANDED { sum[c][0] = sum[c][1] = set1_i32(starts[c]); });
+    const int8_t* x[(columns + 2) / 3];  // every third column, so that an address is one operand
+    expand<(columns + 2) / 3>([&](auto i) LOWBIT_EXPANDED { x[i] = o.x + 3 * i * stride + s->k; });
+    for (size_t k = s->k; k < s->end; k += kChunk) {
+      U8 v[2][bits];
+      expand<2 * bits>([&](auto i) LOWBIT_EXPANDED { v[i / bits][i % bits] = load_u8(codes + 64 * i); });
+      expand<kSteps>([&](auto step) LOWBIT_EXPANDED {
+        const U8 w0 = step_of<bits, map, step>(t, v[0]), w1 = step_of<bits, map, step>(t, v[1]);
+        expand<columns>([&](auto c)
+                            LOWBIT_EXPANDED { dot_pair<c % 3, 4 * step>(sum[c], w0, w1, x[c / 3], stride); });
+      });
+      fetch<2 * bits>(o, codes, k / kChunk);
+      codes += 2 * 64 * bits;
+      expand<(columns + 2) / 3>([&](auto i) LOWBIT_EXPANDED { x[i] += kChunk; });
+    }
+    if (!out) {
+      finish<columns>(sum, totals, *s);
+      continue;
+    }
+    expand<2 * columns>([&](auto i) LOWBIT_EXPANDED { out[i] = sum[i / 2][i % 2]; });
+    out += 2 * columns;
+  }
+}
+
+template <int bits, Map map, size_t... columns>
+ColumnSums by_width(size_t width, std::index_sequence<columns...>) {
+  constexpr ColumnSums all[] = {sums_of<bits, map, columns + 2>...};
+  return all[width - 2];
+}
+
+template <int bits>
+ColumnSums kernel(const CodeTerm& t, size_t columns) {
+  constexpr auto widths = std::make_index_sequence<kMostColumns - 1>();
+  if (t.map == Map::linear) return by_width<bits, Map::linear>(columns, widths);
+  return by_width<bits, Map::table1>(columns, widths);
+}
+#else
+// Registers for a tile's sums are few here: a chunk is unpacked to bytes in the first-level cache, which
+// every column then takes from there.
+template <int bits, Map map>
+void sums_of(const CodeTerm& t, const Columns& o, const Span* spans, size_t count, I32* out, const Totals&) {
+  const uint8_t* codes = o.codes + spans->k / kChunk * 2 * 64 * bits;
+  for (size_t i = 0; i < count; ++i, out += 2 * o.count) {
+    for (size_t c = 0; c < o.count; ++c) out[2 * c] = out[2 * c + 1] = set1_i32(o.starts[i * o.count + c]);
+    for (size_t k = spans[i].k; k < spans[i].end; k += kChunk) {
+      U8 bytes[2][kSteps];
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+        unpack_codes<bits>(codes, bytes[tile]);
+        if constexpr (map == Map::table1)
+          unroll<kSteps>([&](auto step) LOWBIT_UNROLLED {
+            bytes[tile][step] = lookup<bits>(t.high, bytes[tile][step]);
+          });
+        codes += 64 * bits;
+      });
+      fetch<2 * bits>(o, codes - 2 * 64 * bits, k / kChunk);
+      for (size_t c = 0; c < o.count; ++c) {
+        const int8_t* const x = o.x + c * o.stride + k;
+        unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+          out[2 * c + tile] = dot_chunk<bits, map>(out[2 * c + tile], bytes[tile], x);
+        });
+      }
+    }
+  }
+}
+
+template <int bits>
+ColumnSums kernel(const CodeTerm& t, size_t) {
+  return t.map == Map::linear ? sums_of<bits, Map::linear> : sums_of<bits, Map::table1>;
+}
+#endif
+
+}  // namespace
+
+ColumnSums column_sums(const CodeTerm& t, size_t columns) {
+  switch (t.bits) {
+    case 1:
+      return kernel<1>(t, columns);
+    case 2:
+      return kernel<2>(t, columns);
+    case 3:
+      return kernel<3>(t, columns);
+    case 4:
+      return kernel<4>(t, columns);
+    case 5:
+      return kernel<5>(t, columns);
+    case 6:
+      return kernel<6>(t, columns);
+    case 7:
+      return kernel<7>(t, columns);
+    default:
+      return kernel<8>(t, columns);
+  }
+}
+
+}  // namespace lowbit::LOWBIT_ISA
