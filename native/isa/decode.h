@@ -37,6 +37,12 @@ LOWBIT_INLINE void unroll(F f) {
 #define LOWBIT_UNROLLED LOWBIT_EXPANDED
 #endif
 
+// The vectors of a tile's chunk.
+template <int bits>
+LOWBIT_INLINE void load_codes(const uint8_t* p, U8 (&v)[bits]) {
+  expand<bits>([&](auto i) LOWBIT_EXPANDED { v[i] = load_once(p + 64 * i); });
+}
+
 #ifdef LOWBIT_BIT_MATRIX
 // Bits [from, from + width) of each byte moved to bit `to` and up, zeros elsewhere.
 template <int from, int width, int to>
@@ -55,14 +61,8 @@ LOWBIT_INLINE U8 two_codes_of_three(const U8 (&v)[3]) {
   return merge(pairs, place<thirds>(v[2]), set1_u8(0x33));
 }
 
-// The vectors of a tile's chunk.
-template <int bits>
-LOWBIT_INLINE void load_codes(const uint8_t* p, U8 (&v)[bits]) {
-  expand<bits>([&](auto i) LOWBIT_EXPANDED { v[i] = load_once(p + 64 * i); });
-}
-
-// Step s of them as codes, one per byte. Planes take the low bits of the code first, widest plane first
-// (docs/formats.md).
+// Step s of the vectors of a tile's chunk as codes, one per byte. Planes take the low bits of the code first,
+// widest plane first (docs/formats.md).
 template <int bits, size_t s>
 LOWBIT_INLINE U8 code_step(const U8 (&v)[bits]) {
   if constexpr (bits == 8) return v[s];
@@ -104,6 +104,41 @@ LOWBIT_INLINE U8 placed_step(const U8 (&v)[bits]) {
   return code_step<bits, s>(v);
 }
 
+#else
+// Bits [from, from + width) of each byte moved to bit `to` and up, zeros elsewhere.
+template <int from, int width, int to>
+LOWBIT_INLINE U8 placed(U8 x) {
+  if constexpr (from > to) x = shift_right<from - to>(x);
+  if constexpr (from < to) x = shift_left<to - from>(x);
+  if constexpr (from + width == 8 && to == 0) return x;
+  return and_(x, set1_u8(static_cast<uint8_t>(((1 << width) - 1) << to)));
+}
+
+// Step s of the vectors of a tile's chunk as codes, one per byte: see above.
+template <int bits, size_t s>
+LOWBIT_INLINE U8 code_step(const U8 (&v)[bits]) {
+  constexpr bool four = (bits & 4) != 0, two = (bits & 2) != 0, one = (bits & 1) != 0;
+  if constexpr (bits == 8) return v[s];
+  U8 code;
+  if constexpr (four) code = placed<s % 2 * 4, 4, 0>(v[s / 2]);
+  if constexpr (two) {
+    const U8 pair = placed<s % 4 * 2, 2, four ? 4 : 0>(v[(four ? 4 : 0) + s / 4]);
+    if constexpr (four)
+      code = or_(code, pair);
+    else
+      code = pair;
+  }
+  if constexpr (one) {
+    const U8 bit = placed<s, 1, (four ? 4 : 0) + (two ? 2 : 0)>(v[bits - 1]);
+    if constexpr (bits > 1)
+      code = or_(code, bit);
+    else
+      code = bit;
+  }
+  return code;
+}
+#endif
+
 // The 8 steps of a tile.
 template <int bits>
 LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
@@ -111,74 +146,6 @@ LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
   load_codes<bits>(p, v);
   expand<kSteps>([&](auto s) LOWBIT_EXPANDED { out[s] = code_step<bits, s>(v); });
 }
-#else
-// The 8 steps of a tile as codes, one per byte. Planes take the low bits of the code first, widest plane
-// first (docs/formats.md).
-template <int bits>
-LOWBIT_INLINE void unpack_codes(const uint8_t* p, U8 (&out)[kSteps]) {
-  if constexpr (bits == 8) {
-    for (size_t s = 0; s < kSteps; ++s) out[s] = load_u8(p + 64 * s);
-    return;
-  }
-  constexpr bool four = bits >= 4;
-  constexpr bool two = (bits & 2) != 0, one = (bits & 1) != 0;
-  if constexpr (four) {
-    const U8 mask = set1_u8(0x0f);
-    for (size_t v = 0; v < 4; ++v) {
-      const U8 x = load_u8(p + 64 * v);
-      out[2 * v] = and_(x, mask);
-      out[2 * v + 1] = shift_right<4>(x);
-    }
-    p += 256;
-  }
-  if constexpr (two) {
-    const U8 mask = set1_u8(four ? 0x30 : 0x03);
-    for (size_t v = 0; v < 2; ++v) {
-      const U8 x = load_u8(p + 64 * v);
-      if constexpr (four) {  // to bits 4 and 5
-        out[4 * v] = or_(out[4 * v], and_(shift_left<4>(x), mask));
-        out[4 * v + 1] = or_(out[4 * v + 1], and_(shift_left<2>(x), mask));
-        out[4 * v + 2] = or_(out[4 * v + 2], and_(x, mask));
-        out[4 * v + 3] = or_(out[4 * v + 3], and_(shift_right<2>(x), mask));
-      } else {
-        out[4 * v] = and_(x, mask);
-        out[4 * v + 1] = and_(shift_right<2>(x), mask);
-        out[4 * v + 2] = and_(shift_right<4>(x), mask);
-        out[4 * v + 3] = shift_right<6>(x);
-      }
-    }
-    p += 128;
-  }
-  if constexpr (one) {
-    constexpr int position = (four ? 4 : 0) + (two ? 2 : 0);
-    const U8 mask = set1_u8(1 << position);
-    const U8 x = load_u8(p);
-    U8 bit[kSteps];
-    bit[position] = x;
-    if constexpr (position > 0) bit[0] = shift_left<position>(x);
-    if constexpr (position > 1) bit[1] = shift_left<position - 1>(x);
-    if constexpr (position > 2) bit[2] = shift_left<position - 2>(x);
-    if constexpr (position > 3) bit[3] = shift_left<position - 3>(x);
-    if constexpr (position > 4) bit[4] = shift_left<position - 4>(x);
-    if constexpr (position > 5) bit[5] = shift_left<position - 5>(x);
-    if constexpr (position < 1) bit[1] = shift_right<1 - position>(x);
-    if constexpr (position < 2) bit[2] = shift_right<2 - position>(x);
-    if constexpr (position < 3) bit[3] = shift_right<3 - position>(x);
-    if constexpr (position < 4) bit[4] = shift_right<4 - position>(x);
-    if constexpr (position < 5) bit[5] = shift_right<5 - position>(x);
-    if constexpr (position < 6) bit[6] = shift_right<6 - position>(x);
-    bit[7] = shift_right<7 - position>(x);
-    for (size_t s = 0; s < kSteps; ++s) {
-      const U8 b = and_(bit[s], mask);
-      if constexpr (position > 0)
-        out[s] = or_(out[s], b);
-      else
-        out[s] = b;
-    }
-  }
-}
-#endif
-
 template <int bits>
 LOWBIT_INLINE U8 lookup(const uint8_t* table, U8 index) {
   if constexpr (bits <= 4) return lookup16(table, index);

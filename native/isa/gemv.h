@@ -63,25 +63,46 @@ inline void block_scales(const CodeTerm& t, size_t block, float* out, bool fetch
   return convert(Number::fp32);
 }
 
-// acc += steps of a tile's bytes times as many fours of activations. Bytes of tables and of 8-bit codes take
-// the whole range of a byte: where kSignedBytes, they stand for byte - 128 (see start() in decode.h).
+// Sums of products of a tile's bytes over up to kRunSteps steps. Bytes of tables and of 8-bit codes take the
+// whole range of a byte: where kSignedBytes, they stand for byte - 128 (see start() in decode.h).
+template <int bits, Map map>
+constexpr bool kLowered = is_wide<bits, map> && kSignedBytes;
+template <int bits, Map map>
+constexpr size_t kRunSteps = kLowered<bits, map> ? 16 : run_steps(is_wide<bits, map> ? 255 : (1 << bits) - 1);
+template <int bits, Map map>
+struct WideRun {
+  std::conditional_t<kLowered<bits, map>, I32, Run> sum;
+  LOWBIT_INLINE void begin(I32 acc) {
+    if constexpr (kLowered<bits, map>)
+      sum = acc;
+    else
+      sum = begin_run(acc);
+  }
+  LOWBIT_INLINE void add(U8 w, I32 a) {
+    if constexpr (kLowered<bits, map>)
+      sum = dot4_signed(sum, xor_(w, set1_u8(0x80)), a);
+    else
+      sum = dot_run(sum, w, a);
+  }
+  LOWBIT_INLINE void end(I32& acc) const {
+    if constexpr (kLowered<bits, map>)
+      acc = sum;
+    else
+      acc = end_run(acc, sum);
+  }
+};
+
+// acc += steps of a tile's bytes times as many fours of activations.
 template <int bits, Map map, size_t count>
 LOWBIT_INLINE I32 dot_chunk(I32 acc, const U8 (&w)[count], const int8_t* x) {
-  if constexpr (is_wide<bits, map> && kSignedBytes) {
-    const U8 top = set1_u8(0x80);
-    unroll<count>([&](auto s)
-                      LOWBIT_UNROLLED { acc = dot4_signed(acc, xor_(w[s], top), broadcast4(x + 4 * s)); });
-  } else {
-    constexpr size_t limit = run_steps(is_wide<bits, map> ? 255 : (1 << bits) - 1);
-    constexpr size_t steps = limit < count ? limit : count;
-    unroll<count / steps>([&](auto r) LOWBIT_UNROLLED {
-      Run run = begin_run(acc);
-      unroll<steps>([&](auto s) LOWBIT_UNROLLED {
-        run = dot_run(run, w[r * steps + s], broadcast4(x + 4 * (r * steps + s)));
-      });
-      acc = end_run(acc, run);
-    });
-  }
+  constexpr size_t steps = kRunSteps<bits, map> < count ? kRunSteps<bits, map> : count;
+  unroll<count / steps>([&](auto r) LOWBIT_UNROLLED {
+    WideRun<bits, map> run;
+    run.begin(acc);
+    unroll<steps>([&](auto s)
+                      LOWBIT_UNROLLED { run.add(w[r * steps + s], broadcast4(x + 4 * (r * steps + s))); });
+    run.end(acc);
+  });
   return acc;
 }
 

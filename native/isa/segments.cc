@@ -119,21 +119,28 @@ LOWBIT_INLINE void segment_dots(const CodeTerm& t, const Operands& o, const Segm
   });
 }
 #else
-// 32 inputs of both tiles.
+// 32 inputs of both tiles, each step decoded just before its products: there are 16 registers, and GCC keeps
+// arrays of decoded steps in memory.
 template <int bits, Map map, bool selected, int limbs>
 LOWBIT_INLINE void dot_both(const CodeTerm& t, const uint8_t* codes, const U8 (&selector)[2], const int8_t* x,
                             const int8_t* y, I32 (&dot)[2][kWeightLimbs<map>][limbs]) {
+  constexpr size_t sums = kWeightLimbs<map> * limbs;
+  constexpr size_t steps = kRunSteps<bits, map> < kSteps ? kRunSteps<bits, map> : kSteps;
   unroll<2>([&](auto tile) LOWBIT_UNROLLED {
-    U8 high[kSteps], low[kSteps];
-    unpack_codes<bits>(codes + tile * 64 * bits, high);
-    if constexpr (map != Map::linear) {
-      for (size_t s = 0; s < kSteps; ++s)
-        look_up<bits, map, selected>(t, selector[tile], high[s], high[s], low[s]);
-    }
-    unroll<limbs>([&](auto limb) LOWBIT_UNROLLED {
-      dot[tile][0][limb] = dot_chunk<bits, map>(dot[tile][0][limb], high, limb ? y : x);
-      if constexpr (map == Map::table2)
-        dot[tile][1][limb] = dot_chunk<bits, map>(dot[tile][1][limb], low, limb ? y : x);
+    U8 v[bits];
+    load_codes<bits>(codes + tile * 64 * bits, v);
+    expand<kSteps / steps>([&](auto r) LOWBIT_EXPANDED {
+      WideRun<bits, map> run[sums];
+      unroll<sums>([&](auto i) LOWBIT_UNROLLED { run[i].begin(dot[tile][i / limbs][i % limbs]); });
+      expand<steps>([&](auto i) LOWBIT_EXPANDED {
+        constexpr size_t s = r * steps + i;
+        U8 w[2];
+        look_up<bits, map, selected>(t, selector[tile], code_step<bits, s>(v), w[0], w[1]);
+        unroll<sums>([&](auto j) LOWBIT_UNROLLED {
+          run[j].add(w[j / limbs], broadcast4((j % limbs ? y : x) + 4 * s));
+        });
+      });
+      unroll<sums>([&](auto i) LOWBIT_UNROLLED { run[i].end(dot[tile][i / limbs][i % limbs]); });
     });
   });
 }

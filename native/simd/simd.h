@@ -16,8 +16,8 @@
 //        shift_right<n>(v): arithmetic
 //        load_u8_i32(p): 16 bytes widened; store_i8(p, v): low bytes
 //        scale_exponent(v): bits of the float 2^v, v in [-126, 127]
-//   U8:  load_u8(p) store_u8(p, v) set1_u8(x) and_ or_ xor_  shift_right<n>(v) shift_left<n>(v): within each
-//   byte
+//   U8:  load_u8(p) load_once(p): for several uses; store_u8(p, v) set1_u8(x) and_ or_ xor_ shift_right<n>(v)
+//   shift_left<n>(v): within each byte
 //        spread_rows(p): byte r of 16 to bytes 4r..4r+3
 //        lookup16(t, i), i < 16; lookup64(t, i), i < 64; lookup256(t, i)   t: bytes in memory
 //   dot: dot4(acc, w, a)  acc[r] += sum over j of w[4r + j] * int8(a[4r + j]), exact for every u8 and s8

@@ -144,6 +144,11 @@ LOWBIT_INLINE U8 load_u8(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+// A load that several operations share: GCC would rather load again for each of them.
+LOWBIT_INLINE U8 load_once(const uint8_t* p) {
+  const U8 x = load_u8(p);
+  return {in_order(x.a), in_order(x.b)};
+}
 LOWBIT_INLINE void store_u8(uint8_t* p, U8 x) {
   __m256i* q = reinterpret_cast<__m256i*>(p);
   _mm256_storeu_si256(q, x.a);

@@ -155,6 +155,7 @@ LOWBIT_INLINE I32 scale_exponent(I32 x) { return shift_left<23>(add(x, set1_i32(
 LOWBIT_INLINE U8 load_u8(const uint8_t* p) {
   return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)};
 }
+LOWBIT_INLINE U8 load_once(const uint8_t* p) { return load_u8(p); }
 LOWBIT_INLINE void store_u8(uint8_t* p, U8 x) {
   vst1q_u8(p, x.a);
   vst1q_u8(p + 16, x.b);

@@ -147,6 +147,7 @@ inline U8 load_u8(const uint8_t* p) {
   std::memcpy(out.v, p, 64);
   return out;
 }
+inline U8 load_once(const uint8_t* p) { return load_u8(p); }
 inline void store_u8(uint8_t* p, U8 a) { std::memcpy(p, a.v, 64); }
 inline U8 set1_u8(uint8_t x) { LOWBIT_MAP(U8, 64, x); }
 inline U8 and_(U8 a, U8 b) { LOWBIT_MAP(U8, 64, a.v[i] & b.v[i]); }
