@@ -20,9 +20,11 @@ import numpy as np
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
+from lowbit.quantize.descent import descent
 from lowbit.quantize.gptq import factorise, gptq
 from lowbit.quantize.round_to_nearest import round_to_nearest
 from lowbit.quantize.statistics import Statistics
+from lowbit.quantize.sums import bcq, ptqtp, shiftadd
 
 Value = str | int | float | bool
 Apply = Callable[..., PackedMatrix]
@@ -66,6 +68,10 @@ def _gptq(
 METHODS: dict[str, Method] = {
     "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
     "gptq": Method(_gptq, True, "columns to come make up for the error", "arXiv:2210.17323"),
+    "descent": Method(descent, True, "compensation, then codes and scales by turns", "arXiv:2309.01885"),
+    "bcq": Method(bcq, True, "scaled signs fitted to the output", "arXiv:2206.09557"),
+    "shiftadd": Method(shiftadd, True, "signs times powers of two", "arXiv:2406.05981"),
+    "ptqtp": Method(ptqtp, True, "scaled trits fitted to the output", "arXiv:2509.16989"),
 }
 
 
