@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench wheel clean
+.PHONY: help build demo test check bench bench-methods wheel clean
 
 help:
 	@echo "make demo   build, fetch the demo model, quantize it, compare, talk"
 	@echo "make test   build and run every test"
 	@echo "make check  ruff, mypy, clang-format, import directions, file lengths"
 	@echo "make bench  measure against llama.cpp and OpenVINO in the same run"
+	@echo "make bench-methods  compare every method of quantization, beside other toolkits"
 	@echo "make wheel  build a wheel into dist/"
 
 $(VENV)/.base:
@@ -53,6 +54,9 @@ check: build $(VENV)/.check
 
 bench: build $(VENV)/.test $(VENV)/.plot
 	$(BIN)/python bench/run.py
+
+bench-methods: build $(VENV)/.test $(VENV)/.plot
+	$(BIN)/python bench/methods.py
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -48,7 +48,10 @@ class Variant:
 
 
 VARIANTS = {
-    "native": Variant(("-DGGML_NATIVE=ON", *COMMON), ("llama-bench", "llama-quantize", "llama-perplexity")),
+    "native": Variant(
+        ("-DGGML_NATIVE=ON", *COMMON),
+        ("llama-bench", "llama-quantize", "llama-perplexity", "llama-imatrix"),
+    ),
     "avx2": Variant(
         (
             "-DGGML_NATIVE=OFF",
@@ -87,11 +90,28 @@ class LlamaCpp:
             "build_seconds": round(self.build_seconds, 1),
         }
 
-    def quantize(self, source: Path, output: Path, kind: str, threads: int) -> Path:
-        """Write `source` as `kind` (Q4_0, Q8_0, F16, ..). Already quantized tensors are requantized."""
+    def quantize(
+        self, source: Path, output: Path, kind: str, threads: int, imatrix: Path | None = None
+    ) -> Path:
+        """Write `source` as `kind` (Q4_0, Q8_0, F16, ..). Already quantized tensors are requantized.
+
+        imatrix: what `imatrix` wrote; the search of scales weighs inputs by it.
+        """
         partial = output.with_suffix(".partial")
-        arguments = ["--allow-requantize", str(source), str(partial), kind, str(threads)]
+        arguments = ["--allow-requantize", *(["--imatrix", str(imatrix)] if imatrix else [])]
+        arguments += [str(source), str(partial), kind, str(threads)]
         self._run("llama-quantize", arguments)
+        partial.rename(output)
+        return output
+
+    def imatrix(
+        self, model: Path, text: Path, output: Path, *, context: int, chunks: int, threads: int
+    ) -> Path:
+        """Write mean squares of the inputs of every matrix, over `chunks` windows of `context` tokens."""
+        partial = output.with_suffix(".partial.gguf")
+        arguments = ["-m", str(model), "-f", str(text), "-o", str(partial), "-c", str(context)]
+        arguments += ["-b", str(context), "--chunks", str(chunks), "-t", str(threads), "--no-ppl"]
+        self._run("llama-imatrix", arguments, merge=True)
         partial.rename(output)
         return output
 

@@ -1,0 +1,87 @@
+"""What is compared: methods and formats at about 4, 3, 2 and 1.6 bits.
+
+A case is what `lowbit quantize MODEL FORMAT --method METHOD` takes. Every method, fold and view that lowbit
+knows is tried at every width; one that has number formats of its own names them in OWN, and one that is about
+something else than bits (activations, keys and values) in ELSEWHERE. What refuses a format says so in the
+result, so nothing is left out silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+WIDTHS = ("4", "3", "2", "1.6")
+PLAIN = {"4": "int4-g32", "3": "int3-g32", "2": "int2-g32", "1.6": "ternary-g32"}
+
+# Formats of others at the same widths, rounded to nearest: what the number format alone is worth.
+FORMATS = {
+    "4": ("int4a-g32", "int4-g16-m4", "nf4-g32", "e2m1-g32", "mxfp4", "nvfp4", "bitmod4-g32", "shift4-g32"),
+    "3": ("int3a-g32", "int3-g16-m4", "bitmod3-g32", "shift3-g32", "bcq3-g32", "trit2-g32"),
+    "2": ("int2a-g32", "int2-g16-m4", "bcq2-g32"),
+    "1.6": ("int1-g32",),
+}
+OWN: dict[str, dict[str, tuple[str, ...]]] = {}
+ELSEWHERE: frozenset[str] = frozenset()
+# Pairs that papers recommend, beside each alone.
+PAIRS = ("awq+gptq", "gptq:order=activation")
+SMALL: tuple[tuple[str, str], ...] = (
+    ("4", "rtn"),
+    ("4", "gptq"),
+    ("4", "awq+gptq"),
+    ("3", "rtn"),
+    ("3", "gptq"),
+    ("3", "awq+gptq"),
+    ("2", "rtn"),
+    ("2", "gptq"),
+)
+SMALL_FORMATS = {"4": "int4-g64", "3": "int3-g64", "2": "int2-g64"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """width: the heading under which it stands."""
+
+    width: str
+    method: str
+    format: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.method}@{self.format}"
+
+
+def stories_cases() -> list[Case]:
+    """All methods at all widths, each once."""
+    found: dict[str, Case] = {}
+    for width in WIDTHS:
+        for method in _methods():
+            name = method.partition(":")[0]
+            for format in OWN.get(name, {}).get(width, () if name in OWN else (PLAIN[width],)):
+                case = Case(width, method, format)
+                found.setdefault(case.key, case)
+        for format in FORMATS[width]:
+            case = Case(width, "rtn", format)
+            found.setdefault(case.key, case)
+    return list(found.values())
+
+
+def smollm_cases() -> list[Case]:
+    return [Case(width, method, SMALL_FORMATS[width]) for width, method in SMALL]
+
+
+def _methods() -> Iterator[str]:
+    from lowbit.compress.folds import FOLDS
+    from lowbit.quantize.methods import METHODS
+
+    for name in (*METHODS, *FOLDS, *PAIRS):
+        if name not in ELSEWHERE:
+            yield name
+
+
+def chosen(cases: list[Case], patterns: list[str] | None) -> list[Case]:
+    """Those whose `method@format` matches one of the patterns; all without patterns."""
+    if not patterns:
+        return cases
+    return [case for case in cases if any(fnmatchcase(case.key, pattern) for pattern in patterns)]
