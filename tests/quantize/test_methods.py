@@ -8,8 +8,13 @@ from lowbit.formats import parse_format
 from lowbit.quantize.methods import METHODS, parse_method
 from lowbit.quantize.statistics import Statistics
 
-# What a method is tried with; the others with int4-g64.
-OWN_FORMATS = {"bcq": "bcq4-g64", "shiftadd": "bcq4-g64-e8m0", "ptqtp": "trit3-g64"}
+# What a method is tried with; the others as they are, with int4-g64.
+OWN = {
+    "bcq": ("bcq", "bcq4-g64"),
+    "shiftadd": ("shiftadd", "bcq4-g64-e8m0"),
+    "ptqtp": ("ptqtp", "trit3-g64"),
+    "lossless": ("lossless:rounded=yes", "df11"),
+}
 
 rng = np.random.default_rng(0)
 
@@ -25,7 +30,8 @@ def case():
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_gives_a_matrix_near_the_weight(name, case):
     weight, statistics = case
-    matrix = parse_method(name)(weight, parse_format(OWN_FORMATS.get(name, "int4-g64")), statistics)
+    text, format = OWN.get(name, (name, "int4-g64"))
+    matrix = parse_method(text)(weight, parse_format(format), statistics)
     assert matrix.shape == weight.shape
     assert np.square(matrix.dequantize() - weight).sum() < 0.1 * np.square(weight).sum()
     assert METHODS[name].summary and METHODS[name].source

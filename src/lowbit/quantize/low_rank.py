@@ -38,7 +38,7 @@ def low_rank(
         factors = np.maximum(checked_importance(importance, weight.shape[1], "low_rank"), 1e-6)
         factors /= factors.max()
     error = (weight - matrix.dequantize()) * factors.astype(np.float32)
-    left, values, right = _decompose(error, rank)
+    left, values, right = decompose(error, rank)
     roots = np.sqrt(values)
     term = LowRankTerm(
         pack_groups((left * roots).astype(np.float16)),
@@ -47,7 +47,7 @@ def low_rank(
     return with_term(matrix, term, f"{format.name}+rank{rank}")
 
 
-def _decompose(a: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def decompose(a: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The largest `rank` singular triples of `a`: ([m, rank], [rank], [rank, n])."""
     if min(a.shape) <= _EXACT:
         left, values, right = np.linalg.svd(a, full_matrices=False)

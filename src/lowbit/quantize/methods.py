@@ -22,7 +22,11 @@ from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.descent import descent
 from lowbit.quantize.gptq import factorise, gptq
+from lowbit.quantize.kept_columns import llmint8, salient
+from lowbit.quantize.lorc import lorc
+from lowbit.quantize.lossless import lossless
 from lowbit.quantize.round_to_nearest import round_to_nearest
+from lowbit.quantize.spqr import spqr
 from lowbit.quantize.statistics import Statistics
 from lowbit.quantize.sums import bcq, ptqtp, shiftadd
 
@@ -65,6 +69,19 @@ def _gptq(
     return gptq(weight, factor, format, order, damping, search).matrix
 
 
+def _lorc(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics,
+    *,
+    base: str = "gptq",
+    rank: int = 8,
+    objective: str = "hessian",
+    rounds: int = 1,
+) -> PackedMatrix:
+    return lorc(weight, format, statistics, parse_method(base), rank, objective, rounds)
+
+
 METHODS: dict[str, Method] = {
     "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
     "gptq": Method(_gptq, True, "columns to come make up for the error", "arXiv:2210.17323"),
@@ -72,6 +89,11 @@ METHODS: dict[str, Method] = {
     "bcq": Method(bcq, True, "scaled signs fitted to the output", "arXiv:2206.09557"),
     "shiftadd": Method(shiftadd, True, "signs times powers of two", "arXiv:2406.05981"),
     "ptqtp": Method(ptqtp, True, "scaled trits fitted to the output", "arXiv:2509.16989"),
+    "lorc": Method(_lorc, True, "a method and a low-rank matrix for what it loses", "arXiv:2303.08302"),
+    "llmint8": Method(llmint8, True, "inputs above a threshold in 16 bit", "arXiv:2208.07339"),
+    "salient": Method(salient, True, "the inputs that matter most in 16 bit", "arXiv:2311.16442"),
+    "spqr": Method(spqr, True, "the weights that matter most in 16 bit", "arXiv:2306.03078"),
+    "lossless": Method(lossless, False, "bfloat16 with coded exponents, exactly", "arXiv:2504.11651"),
 }
 
 
