@@ -144,12 +144,16 @@ class _Rounding:
         return torch.from_numpy(rounded).view(x.shape)
 
     def _from_input(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """The input of k_proj or v_proj as it is cached; k comes first, and what it finds serves v."""
         assert self._kv is not None
+        if name == _VALUES:
+            return self._for_values
         method, options = self._kv
         keys, values = (self._weights[f"{n}.weight"] for n in (_KEYS, _VALUES))
         for_keys, for_values, bits = method.apply(x.reshape(-1, x.shape[-1]).numpy(), keys, values, **options)
         self._add(1, bits, 1)
-        return torch.from_numpy(for_keys if name == _KEYS else for_values).view(x.shape)
+        self._for_values = torch.from_numpy(for_values).view(x.shape)
+        return torch.from_numpy(for_keys).view(x.shape)
 
     def attend(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int

@@ -23,7 +23,7 @@ from lowbit.quantize.methods import Value
 Round = Callable[[np.ndarray], tuple[np.ndarray, float]]
 SCALE_BITS = 16  # of a scale that is found while running, fp16
 _SHRINKS = tuple(F32(1 - i / 32) for i in range(26))  # of a range, when searched: 1 to 0.22
-_SAMPLE = 1024  # tokens that a search looks at
+_SAMPLE = 1024  # tokens that a search looks at, spread over all
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,13 @@ def _to_integers(x: np.ndarray, scale: np.ndarray, bits: int, store: bool = True
     return np.asarray(codes * scale, F32)
 
 
+def _few(sample: np.ndarray) -> np.ndarray:
+    """At most _SAMPLE tokens from all over the sample."""
+    if len(sample) <= _SAMPLE:
+        return sample
+    return sample[np.linspace(0, len(sample) - 1, _SAMPLE).astype(np.int64)]
+
+
 def _token(sample: np.ndarray | None, *, bits: int = 8) -> Round:
     _top(bits)
     return lambda x: (round_integers(x, bits), bits + SCALE_BITS / x.shape[-1])
@@ -105,14 +112,11 @@ def _static(sample: np.ndarray, *, bits: int = 8, per: str = "tensor", search: s
             f"round activations: static:per={per},search={search}; give per=tensor or channel and "
             "search=mse or minmax"
         )
-    sample = sample[:_SAMPLE]
     axis = 0 if per == "channel" else None
-    peak = np.abs(sample).max(axis=axis, keepdims=True) / F32(_top(bits))
-    scale = peak
+    scale = peak = np.abs(sample).max(axis=axis, keepdims=True) / F32(_top(bits))
     if search == "mse":
-        errors = [
-            np.square(_to_integers(sample, peak * s, bits, False) - sample).mean(axis) for s in _SHRINKS
-        ]
+        part = _few(sample)
+        errors = [np.square(_to_integers(part, peak * s, bits, False) - part).mean(axis) for s in _SHRINKS]
         scale = peak * np.array(_SHRINKS)[np.argmin(errors, axis=0)]
     return lambda x: (_to_integers(x, scale, bits, False), float(bits))
 
@@ -124,7 +128,6 @@ def _integer(sample: np.ndarray, *, bits: int = 8) -> Round:
     The range is the one of least squared error among shrunk ones.
     """
     _top(bits)
-    sample = sample[:_SAMPLE]
     low, high = F32(min(float(sample.min()), 0.0)), F32(max(float(sample.max()), 0.0))
     last = F32(2**bits - 1)
 
@@ -133,7 +136,8 @@ def _integer(sample: np.ndarray, *, bits: int = 8) -> Round:
         zero = F32(np.clip(np.rint(-float(low) * float(shrink) / float(scale)), 0, last))
         return lambda x: np.asarray((np.clip(np.rint(x / scale) + zero, F32(0), last) - zero) * scale, F32)
 
-    best = min((rounding(s) for s in _SHRINKS), key=lambda r: float(np.square(r(sample) - sample).sum()))
+    part = _few(sample)
+    best = min((rounding(s) for s in _SHRINKS), key=lambda r: float(np.square(r(part) - part).sum()))
     return lambda x: (best(x), float(bits))
 
 
@@ -189,7 +193,6 @@ def _llmfp4(sample: np.ndarray, *, bits: int = 4) -> Round:
     are searched for the least squared error."""
     if not 3 <= bits <= 8:
         raise RequestError(f"round activations: llmfp4 with bits={bits}; give 3 to 8")
-    sample = sample[:_SAMPLE]
     peak = F32(np.abs(sample).max())
 
     def rounding(exponents: int, shrink: np.float32) -> Callable[[np.ndarray], np.ndarray]:
@@ -198,7 +201,8 @@ def _llmfp4(sample: np.ndarray, *, bits: int = 4) -> Round:
         return lambda x: np.asarray(grid.nearest_level(np.asarray(x / step, F32)) * step, F32)
 
     choices = [rounding(e, s) for e in range(1, min(bits - 1, 4) + 1) for s in _SHRINKS]
-    best = min(choices, key=lambda r: float(np.square(r(sample) - sample).sum()))
+    part = _few(sample)
+    best = min(choices, key=lambda r: float(np.square(r(part) - part).sum()))
     return lambda x: (best(x), float(bits))
 
 
@@ -209,7 +213,7 @@ def _flexq(
     squares in 6: those with outliers, as a rule the input of down_proj."""
     size = np.gcd(group, sample.shape[1])
     narrow, wide = (_group(None, bits=b, group=int(size)) for b in (bits, sensitive_bits))
-    sample = sample[:_SAMPLE]
+    sample = _few(sample)
     lost = np.square(narrow(sample)[0] - sample).sum() / max(float(np.square(sample).sum()), 1e-30)
     return wide if lost > limit else narrow
 
