@@ -186,11 +186,15 @@ void bind_matmul(nb::module_& m) {
           "shape",
           [](const BoundMatrix& b) { return nb::make_tuple(b.matrix.out_features, b.matrix.in_features); })
       .def(
-          "kernel", [](const BoundMatrix& b, size_t tokens, int) { return kernels_of(b.matrix, tokens); },
+          "kernel",
+          [](const BoundMatrix& b, size_t tokens, int activation_bits) {
+            return kernels_of(b.matrix, tokens, activation_bits / 8);
+          },
           nb::arg("tokens"), nb::arg("activation_bits") = 8,
-          "The kernel that multiplies the codes with so many tokens: gemv, few or gemm; float without codes. "
-          "Then "
-          "those of other terms: sparse, columns, low_rank, entries; dense_mask where sparse codes became "
+          "The kernel that multiplies the codes with so many tokens: gemv, few, gemm or bits (one-bit codes "
+          "by "
+          "lookups); float without codes. Then those of other terms: sparse, columns, low_rank, entries; "
+          "dense_mask where sparse codes became "
           "dense.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "bit_products.h"
 #include "isa.h"
 #include "matmul_kernels.h"
 
@@ -57,13 +58,15 @@ const char* kernel_name(CodeKernel kernel) {
   }
 }
 
-std::string kernels_of(const Matrix& m, size_t tokens) {
+std::string kernels_of(const Matrix& m, size_t tokens, int limbs) {
   std::string names;
   const auto add = [&](bool present, const std::string& name) {
     if (present) names += (names.empty() ? "" : "+") + name;
   };
   const bool plain = !m.codes.empty() || !m.floats.empty();
-  add(plain, kernel_name(code_kernel(m, tokens)));
+  const CodeKernel kernel = code_kernel(m, tokens);
+  const bool bits = kernel == CodeKernel::gemm && takes_bits(m, m.blocks() / team()->size(), tokens, limbs);
+  add(plain, bits ? "bits" : kernel_name(kernel));
   add(m.densified > 0, "dense_mask");  // this instruction set multiplies no masks: they became dense at load
   add(!m.sparse.empty(), tokens == 1 ? "sparse" : "sparse_gemm");
   add(!m.columns.empty(), "columns");

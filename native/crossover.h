@@ -28,6 +28,6 @@ void set_crossovers(const Crossovers& c);
 CodeKernel code_kernel(const Matrix& m, size_t tokens);
 const char* kernel_name(CodeKernel kernel);
 // The same for all terms of a matrix: "gemv+columns", "sparse+low_rank".
-std::string kernels_of(const Matrix& m, size_t tokens);
+std::string kernels_of(const Matrix& m, size_t tokens, int limbs);
 
 }  // namespace lowbit

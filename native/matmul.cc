@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bit_products.h"
 #include "crossover.h"
 #include "matmul_kernels.h"
 #include "panel.h"
@@ -260,6 +261,10 @@ void plain_products(const Member& member, const Product* products, size_t count,
     }
     if (kernel == CodeKernel::few || kernel == CodeKernel::gemv) {
       few_tokens_product(p, block, stop, a, kernel, scratch);
+      continue;
+    }
+    if (takes_bits(*p.matrix, stop - block, a.tokens, a.limbs)) {
+      bit_products(p, block, stop, a, scratch);
       continue;
     }
     const size_t together = blocks_together(*p.matrix, a);

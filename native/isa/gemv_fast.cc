@@ -70,10 +70,11 @@ template <int bits, bool weights_outer>
 LOWBIT_INLINE void end_sums(const TileSums<bits> (&sums)[2], const CodeTerm& t, const float* scales,
                             bool last, const SegmentScale& s, F32 (&f)[2], F32 (&run)[2]) {
   unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+    I32 sum = joined<bits>(sums[tile]);
+    if (t.step == 2) sum = add(add(sum, sum), set1_i32(t.base * s.sum));
     TileScale w = {};
     if (!weights_outer || last) w.scale = load(scales + tile * kTileRows);
-    add_total<true>(f[tile], run[tile], to_f32(joined<bits>(sums[tile])), false, last, weights_outer, t, w,
-                    s);
+    add_total<true>(f[tile], run[tile], to_f32(sum), false, last, weights_outer, t, w, s);
     if (last) run[tile] = set1(-0.0f);
   });
 }
@@ -100,7 +101,7 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
     };
     const auto begin = [&](size_t k, size_t end) LOWBIT_EXPANDED {
       const SegmentScale s = segment_scale(a, token, k, end);
-      begin_sums<bits>(sums, set1_i32(t.base * s.sum));
+      begin_sums<bits>(sums, set1_i32(t.step == 2 ? 0 : t.base * s.sum));
       return s;
     };
     if constexpr (span == kActivationGroup) {
@@ -142,7 +143,9 @@ Gemv kernel(const CodeTerm& t) {
 }  // namespace
 
 Gemv fast_gemv(const CodeTerm& t, int limbs) {
-  if (limbs != 1 || t.map != Map::linear || !is_plain(t) || t.base3 || t.multipliers) return nullptr;
+  if (limbs != 1 || t.map != Map::linear || t.zero_points || t.offsets || t.base3 || t.multipliers)
+    return nullptr;
+  if (t.step != 1 && t.step != 2) return nullptr;  // 2: levels -1 and 1, or -3, -1, 1, 3
   switch (t.bits) {
     case 1:
       return kernel<1>(t);
