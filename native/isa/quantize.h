@@ -5,7 +5,7 @@
 
 #include "integer_row.h"
 #include "matrix.h"
-#include "simd/simd.h"
+#include "simd/pack_bytes.h"
 
 namespace lowbit::LOWBIT_ISA {
 
@@ -56,21 +56,30 @@ inline void round_row(const float* x, size_t n, const IntegerRow& row, F32 poiso
       const F32 inverse = set1(inverses[g]);
       const size_t begin = (first + g) * kActivationGroup;
       const size_t end = begin + kActivationGroup < row.padded ? begin + kActivationGroup : row.padded;
-      for (size_t i = begin; i < end; i += 16) {
-        const F32 v = round_even(mul(load_tail(x, i, n), inverse));
-        if (row.low) {
-          const F32 h = floor(mul(add(v, set1(64.0f)), set1(1.0f / kLimbBase)));
-          store_i8(row.high + i, to_i32(h));
-          store_i8(row.low + i, to_i32(fma(h, set1(-static_cast<float>(kLimbBase)), v)));
-        } else {
-          store_i8(row.high + i, to_i32(v));
+      const bool whole = end - begin == kActivationGroup;
+      I32 fours = zero_i32();
+      if (whole && end <= n && !row.low) {  // most groups
+        I32 v[4];
+        for (size_t i = 0; i < 4; ++i) v[i] = to_i32(round_even(mul(load(x + begin + 16 * i), inverse)));
+        const I32 bytes = pack_bytes(v[0], v[1], v[2], v[3]);
+        store_i32(reinterpret_cast<int32_t*>(row.high + begin), bytes);
+        fours = dot4_small(zero_i32(), ones, bytes);
+      } else {
+        for (size_t i = begin; i < end; i += 16) {
+          const F32 v = round_even(mul(load_tail(x, i, n), inverse));
+          if (row.low) {
+            const F32 h = floor(mul(add(v, set1(64.0f)), set1(1.0f / kLimbBase)));
+            store_i8(row.high + i, to_i32(h));
+            store_i8(row.low + i, to_i32(fma(h, set1(-static_cast<float>(kLimbBase)), v)));
+          } else {
+            store_i8(row.high + i, to_i32(v));
+          }
         }
-      }
-      // Sums of 16 integers from sums of 4.
-      if (end - begin == kActivationGroup) {
-        I32 fours = dot4_small(zero_i32(), ones, load_s8(row.high + begin));
-        if (row.low)
+        if (whole) fours = dot4_small(zero_i32(), ones, load_s8(row.high + begin));
+        if (whole && row.low)
           fours = add(shift_left<7>(fours), dot4_small(zero_i32(), ones, load_s8(row.low + begin)));
+      }
+      if (whole) {  // sums of 16 integers from sums of 4
         store_i32(quads, fours);
         for (size_t k = 0; k < 16; k += 4) {
           sum += quads[k] + quads[k + 1] + (quads[k + 2] + quads[k + 3]);
