@@ -34,6 +34,8 @@ namespace {
 
 // Fewer rows do not pay for the tables: 16 inputs of a token take 5 cycles, and save 1.2 for each 16 rows.
 constexpr size_t kLeastBlocks = 8;
+// A few tokens gain more from codes that are decoded in registers (isa/few.cc).
+constexpr size_t kLeastTokens = 16;
 
 // Groups of whole segments that no slice cuts, and levels whose sums of bytes fit a byte's factor.
 bool has_bits(const CodeTerm& t, size_t in_features) {
@@ -45,7 +47,7 @@ bool has_bits(const CodeTerm& t, size_t in_features) {
 }  // namespace
 
 bool takes_bits(const Matrix& m, size_t blocks, size_t tokens, int limbs) {
-  return bit_kernels().multiply && limbs == 1 && tokens >= kBitTokens && blocks >= kLeastBlocks &&
+  return bit_kernels().multiply && limbs == 1 && tokens >= kLeastTokens && blocks >= kLeastBlocks &&
          !m.codes.empty() && m.floats.empty() &&
          std::all_of(m.codes.begin(), m.codes.end(),
                      [&](const CodeTerm& t) { return has_bits(t, m.in_features); });

@@ -64,9 +64,8 @@ std::string kernels_of(const Matrix& m, size_t tokens, int limbs) {
     if (present) names += (names.empty() ? "" : "+") + name;
   };
   const bool plain = !m.codes.empty() || !m.floats.empty();
-  const CodeKernel kernel = code_kernel(m, tokens);
-  const bool bits = kernel == CodeKernel::gemm && takes_bits(m, m.blocks() / team()->size(), tokens, limbs);
-  add(plain, bits ? "bits" : kernel_name(kernel));
+  const bool bits = takes_bits(m, m.blocks() / team()->size(), tokens, limbs);
+  add(plain, bits ? "bits" : kernel_name(code_kernel(m, tokens)));
   add(m.densified > 0, "dense_mask");  // this instruction set multiplies no masks: they became dense at load
   add(!m.sparse.empty(), tokens == 1 ? "sparse" : "sparse_gemm");
   add(!m.columns.empty(), "columns");

@@ -259,12 +259,12 @@ void plain_products(const Member& member, const Product* products, size_t count,
       one_token_product(p, block, stop, a, scratch);
       continue;
     }
-    if (kernel == CodeKernel::few || kernel == CodeKernel::gemv) {
-      few_tokens_product(p, block, stop, a, kernel, scratch);
-      continue;
-    }
     if (takes_bits(*p.matrix, stop - block, a.tokens, a.limbs)) {
       bit_products(p, block, stop, a, scratch);
+      continue;
+    }
+    if (kernel == CodeKernel::few || kernel == CodeKernel::gemv) {
+      few_tokens_product(p, block, stop, a, kernel, scratch);
       continue;
     }
     const size_t together = blocks_together(*p.matrix, a);

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "crossover.h"
 #include "isa.h"
 #include "matmul.h"
 
@@ -111,6 +112,38 @@ std::string add_codes(Stored& s, Random& random, int bits, Kind kind, size_t gro
          (t.selectors ? " selectors" : "");
 }
 
+// A plane of levels two apart, around zero.
+std::string add_plane(Stored& s, Random& random, int bits, size_t group_size) {
+  const std::string name = add_codes(s, random, bits, Kind::linear, group_size);
+  CodeTerm& t = s.matrix.codes.back();
+  t.zero_points = nullptr, t.offsets = nullptr;
+  t.step = 2, t.base = 1 - (1 << bits);
+  return name + " plane";
+}
+
+// Levels below 8 in magnitude with multipliers of 16 or 32 inputs, and scales of up to 256.
+std::string add_multiplied(Stored& s, Random& random, int bits, size_t multiplier_size) {
+  const std::string name = add_codes(s, random, bits, Kind::linear, 0);
+  CodeTerm& t = s.matrix.codes.back();
+  t.zero_points = nullptr, t.offsets = nullptr, t.unit = 0.0078125f;
+  t.base = -(1 << bits) / 2;
+  t.multiplier_size = multiplier_size;
+  t.multiplier_groups = s.matrix.in_features / multiplier_size;
+  t.multipliers = random_bytes(s, random, s.matrix.blocks() * t.multiplier_groups * kTileRows, 256);
+  return name + " m" + std::to_string(multiplier_size);
+}
+
+// Five ternary codes to a byte.
+std::string add_base3(Stored& s, Random& random, Kind kind, size_t group_size) {
+  const std::string name = add_codes(s, random, 2, kind, group_size);
+  const Matrix& m = s.matrix;
+  CodeTerm& t = s.matrix.codes.back();
+  t.base3 = true, t.count = 3, t.selectors = nullptr;
+  t.vectors = (m.in_features + 19) / 20;
+  t.codes = random_bytes(s, random, m.blocks() * code_block_bytes(t, m.chunks()), 243);
+  return name + " base 3";
+}
+
 std::string add_floats(Stored& s, Random& random, Number type) {
   Matrix& m = s.matrix;
   m.floats.push_back({type, random_numbers(s, random, type, m.blocks() * m.in_features * kBlockRows), {}});
@@ -178,7 +211,7 @@ bool run_case(const std::string& name, const Stored& s, Random& random, size_t t
   const size_t stride = m.out_features + 3;  // what lies between rows of the result must stay as it is
   std::vector<float> out(tokens * stride, 7.0f), alone(stride, 7.0f);
   const Product product = {&m, out.data(), stride};
-  team(2).run([&](const Member& member) {
+  team()->run([&](const Member& member) {
     size_t first, last;
     member.share(tokens, &first, &last);
     quantize_rows(a, first, last);
@@ -189,8 +222,8 @@ bool run_case(const std::string& name, const Stored& s, Random& random, size_t t
   std::printf("[%zu, %zu]%s, %zu tokens, %d limbs: %016llx\n", m.out_features, m.in_features, name.c_str(),
               tokens, limbs, static_cast<unsigned long long>(checksum(out)));
 
-  // Terms are accumulated segment by segment in float32, over at most 200 inputs here.
-  constexpr double kTolerance = 200 * 0x1p-24;
+  // Terms are accumulated segment by segment in float32, over at most 640 inputs here.
+  constexpr double kTolerance = 640 * 0x1p-24;
   for (size_t t = 0; t < tokens; ++t)
     for (size_t row = 0; row < m.out_features; ++row) {
       double sum, magnitude;
@@ -208,7 +241,7 @@ bool run_case(const std::string& name, const Stored& s, Random& random, size_t t
     const Activations b = single.prepare(1, m.in_features, limbs, x.data() + last * m.in_features);
     const Product one = {&m, alone.data(), stride};
     quantize_rows(b, 0, 1);
-    team(2).run([&](const Member& member) {
+    team()->run([&](const Member& member) {
       MatmulScratch scratch;
       matmul(member, &one, 1, b, scratch);
     });
@@ -221,20 +254,24 @@ bool run_case(const std::string& name, const Stored& s, Random& random, size_t t
 }
 
 bool run_all() {
+  set_team_size(2);
   Random random;
   bool good = true;
   constexpr size_t kIn[] = {64, 160, 48, 33, 96, 7, 192, 128};
   constexpr size_t kOut[] = {33, 64, 5, 40, 96};
   constexpr size_t kGroups[] = {16, 32, 64, 0};
-  constexpr size_t kTokens[] = {1, 4, 9};
+  constexpr size_t kTokens[] = {1, 2, 4, 9, 17};
   const auto shaped = [&] {
     Stored s;
     s.matrix.in_features = kIn[random.below(8)];
     s.matrix.out_features = kOut[random.below(5)];
     return s;
   };
+  // Several tokens take every kernel in turn: decoded once each, decoded for several, unpacked.
+  constexpr Crossovers kCrossovers[] = {{kMostFew, 1}, {1, kMostFew}, {1, 1}};
   const auto run = [&](const std::string& name, const Stored& s, int limbs) {
-    good = run_case(name, s, random, kTokens[random.below(3)], limbs) && good;
+    set_crossovers(kCrossovers[random.below(3)]);
+    good = run_case(name, s, random, kTokens[random.below(5)], limbs) && good;
   };
   for (int bits = 1; bits <= 8; ++bits)
     for (Kind kind : {Kind::linear, Kind::stepped, Kind::table1, Kind::table2})
@@ -244,6 +281,31 @@ bool run_all() {
           const std::string name = add_codes(s, random, bits, kind, group_size);
           run(name, s, limbs);
         }
+  for (int limbs = 1; limbs <= 2; ++limbs)
+    for (size_t size : {16, 32}) {
+      for (int bits = 1; bits <= 4; ++bits) {
+        Stored s = shaped();
+        s.matrix.in_features = size * (1 + random.below(9));
+        const std::string name = add_multiplied(s, random, bits, size);
+        run(name, s, limbs);
+      }
+      for (Kind kind : {Kind::linear, Kind::table1, Kind::table2}) {
+        Stored s = shaped();
+        const std::string name = add_base3(s, random, kind, size == 16 ? 0 : 64);
+        run(name, s, limbs);
+      }
+    }
+  // Stacked planes, of one bit in 17 blocks, where AVX-512 looks sums up.
+  for (int bits = 1; bits <= 4; ++bits)
+    for (size_t group_size : {64, 128}) {
+      Stored s;
+      s.matrix.in_features = 640;
+      s.matrix.out_features = bits == 1 ? 520 : 72;
+      std::string name = add_plane(s, random, bits, group_size);
+      for (int plane = 1; plane < 3; ++plane) name += " +" + add_plane(s, random, bits, group_size);
+      set_crossovers({1, 1});
+      good = run_case(name, s, random, 19, 1) && good;
+    }
   for (int repeat = 0; repeat < 8; ++repeat)
     for (Number type : {Number::fp32, Number::fp16, Number::bf16}) {
       Stored s = shaped();
