@@ -34,8 +34,8 @@ namespace {
 
 // Fewer rows do not pay for the tables: 16 inputs of a token take 5 cycles, and save 1.2 for each 16 rows.
 constexpr size_t kLeastBlocks = 8;
-// A few tokens gain more from codes that are decoded in registers (isa/few.cc).
-constexpr size_t kLeastTokens = 16;
+// Two tokens take 0.55 of the time of codes that are decoded in registers for both.
+constexpr size_t kLeastTokens = 2;
 
 // Groups of whole segments that no slice cuts, and levels whose sums of bytes fit a byte's factor.
 bool has_bits(const CodeTerm& t, size_t in_features) {

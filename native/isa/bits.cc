@@ -79,11 +79,16 @@ void tile(const CodeTerm& t, size_t block, size_t chunks, size_t k, size_t end, 
       add_half<chunk == 0>(sums, low, tables, at);
       const U8 high[2] = {bit_indices(shift_right_loose<4>(v[0])), bit_indices(shift_right_loose<4>(v[1]))};
       add_half<false>(sums, high, tables, at + 1);
+      __builtin_prefetch(codes + chunks * 2 * 64, 0,
+                         2);  // the next block's, which lie too far off for a stream
+      __builtin_prefetch(codes + chunks * 2 * 64 + 64, 0, 2);
       codes += 2 * 64;
     });
     const bool begins = left == t.group_size / kActivationGroup, ends = --left == 0;
     TileScale w[2] = {};
     if (single || ends) {
+      const size_t next = ((block + 1) * t.groups + group) * kBlockRows * number_bytes(t.scale_type);
+      __builtin_prefetch(static_cast<const uint8_t*>(t.scales) + next, 0, 2);
       w[0] = tile_scale<true>(t, block, group, 0);
       w[1] = tile_scale<true>(t, block, group, 1);
       ++group;

@@ -71,7 +71,7 @@ def test_every_number_of_tokens_gives_the_bits_of_one():
     for name, matrix in matrices():
         x = inputs(matrix)
         alone = np.concatenate([matmul(row[None], matrix) for row in x])
-        for tokens in (17, 18, 19, 20, TOKENS):
+        for tokens in (2, 3, 4, 5, 18, TOKENS):
             np.testing.assert_array_equal(matmul(x[:tokens], matrix), alone[:tokens], err_msg=name)
 
 
