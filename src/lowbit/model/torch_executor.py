@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["GROUPS", "block", "embed", "logits", "rotation"]
 
 Tensors = Mapping[str, torch.Tensor]
+Product = Callable[[str, torch.Tensor], torch.Tensor]
 Hook = Callable[[str, torch.Tensor], "torch.Tensor | None"]
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float, int], torch.Tensor]
 
@@ -56,6 +57,7 @@ def block(
     turn: tuple[torch.Tensor, torch.Tensor],
     hook: Hook | None = None,
     attend: Attention | None = None,
+    product: Product | None = None,
 ) -> torch.Tensor:
     """The residual stream after one layer.
 
@@ -65,6 +67,7 @@ def block(
     hook: called as hook(name, input) before each matrix, name without ".weight", input [.., in]; what it
         returns, if anything, is multiplied instead
     attend: takes the place of `attention`
+    product: takes the place of input @ weight.T, as product(name, input)
     """
     batch, positions, _ = x.shape
     heads, kv_heads, dim = config.n_heads, config.n_kv_heads, config.head_dim
@@ -72,7 +75,11 @@ def block(
     def linear(name: str, value: torch.Tensor) -> torch.Tensor:
         replaced = None if hook is None else hook(name, value)
         value = value if replaced is None else replaced
-        return F.linear(value, weights[f"{name}.weight"], weights.get(f"{name}.bias"))
+        bias = weights.get(f"{name}.bias")
+        if product is None:
+            return F.linear(value, weights[f"{name}.weight"], bias)
+        result = product(name, value)
+        return result if bias is None else result + bias
 
     def norm(name: str, value: torch.Tensor) -> torch.Tensor:
         scale = torch.rsqrt(value.square().mean(-1, keepdim=True) + config.norm_eps)
