@@ -127,7 +127,9 @@ def _product(weights: Weights) -> executor.Product:
     from lowbit import _native
 
     packed = {
-        name.removesuffix(".weight"): PackedMatrix(*array.shape, (FloatTerm("fp32", pack_values(array)),))
+        name.removesuffix(".weight"): PackedMatrix(
+            array.shape[0], array.shape[1], (FloatTerm("fp32", pack_values(array)),)
+        )
         for name, array in weights.items()
         if array.ndim == 2
     }

@@ -12,7 +12,7 @@ from lowbit.packed import BLOCK_ROWS, FloatTerm, PackedMatrix, pack_values
 try:  # The native module transposes many times faster; `pack_values` defines what it must produce.
     from lowbit import _native
 except ImportError:
-    _native = None
+    _native = None  # type: ignore[assignment]
 _transpose: Any = getattr(_native, "transpose_values", None)
 
 # The stored bits of each type; bf16 has no NumPy type.

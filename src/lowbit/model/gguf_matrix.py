@@ -25,7 +25,7 @@ from lowbit.packed import (
 try:
     from lowbit import _native
 except ImportError:
-    _native = None
+    _native = None  # type: ignore[assignment]
 _repack: Any = getattr(_native, "repack", None)
 
 _SLAB_WEIGHTS = 1 << 20  # taken apart at a time: bounds the temporary memory and stays near the cache

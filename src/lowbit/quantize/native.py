@@ -19,7 +19,7 @@ from lowbit.quantize.search import LOWER, NORMAL_FRACTION, both_signs, starts_at
 try:
     from lowbit import _native
 except ImportError:
-    _native = None
+    _native = None  # type: ignore[assignment]
 
 MAX_COMBINATIONS = 256  # of the levels of all terms, as in native/rtn.h
 
