@@ -6,6 +6,7 @@ import pytest
 from lowbit.errors import FormatError
 from lowbit.formats import parse_format
 from lowbit.quantize.gptq import factorise, gptq
+from lowbit.quantize.importance import round_by_importance
 from lowbit.quantize.methods import parse_method
 from lowbit.quantize.round_to_nearest import round_to_nearest
 from lowbit.quantize.statistics import Statistics
@@ -59,12 +60,24 @@ def test_error_identity_and_gain(name, order):
 def test_diagonal_hessian_is_round_to_nearest(name):
     weight, hessian = problem()
     format = parse_format(name)
-    found = gptq(weight, np.diag(np.diag(hessian)), format).matrix
+    found = gptq(weight, np.diag(np.diag(hessian)), format, scales="weights").matrix
     plain = round_to_nearest(weight, format)
     if format.terms == 1:
         for (field, a), (_, b) in zip(found.terms[0].arrays(), plain.terms[0].arrays(), strict=True):
             np.testing.assert_array_equal(a, b, err_msg=field)
     np.testing.assert_allclose(found.dequantize(), plain.dequantize(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_diagonal_hessian_is_rounding_by_importance(name):
+    """The cost of a column is then its diagonal, but for the last bits, in which searches may differ."""
+    weight, hessian = problem()
+    diagonal = np.diag(damped(np.diag(np.diag(hessian))))
+    found = gptq(weight, np.diag(np.diag(hessian)), parse_format(name)).matrix
+    other = round_by_importance(weight, parse_format(name), diagonal)
+    errors = [np.square(matrix.dequantize() - weight) @ diagonal for matrix in (found, other)]
+    assert errors[0].sum() == pytest.approx(errors[1].sum(), rel=2e-3)
+    assert np.mean(found.dequantize() == other.dequantize()) > 0.95
 
 
 @pytest.mark.parametrize("lazy", [1, 7, 100, 256])
@@ -84,6 +97,18 @@ def test_scale_of_the_hessian_does_not_matter():
     a, b = gptq(weight, hessian, format), gptq(weight, hessian * np.float32(1024), format)
     np.testing.assert_array_equal(a.matrix.dequantize(), b.matrix.dequantize())
     assert b.error == pytest.approx(1024 * a.error, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["int2-g32", "int3a-g32", "nf4-g64", "bitmod3-g64", "bcq2-g64", "int3-g16-m4"]
+)
+def test_scales_by_cost_and_refit_lower_the_output_error(name):
+    weight, hessian = problem(seed=5)
+    format = parse_format(name)
+    statistics = Statistics(hessian, np.ones(256, np.float32), 400)
+    methods = ("gptq:scales=weights", "gptq", "gptq:refit=2")
+    errors = [output_error(weight, parse_method(m)(weight, format, statistics), hessian) for m in methods]
+    assert errors[1] < 0.97 * errors[0] and errors[2] < 0.97 * errors[1]
 
 
 def test_matrices_of_one_input_share_the_factor():
@@ -113,6 +138,7 @@ def test_unused_and_dependent_channels():
     "change, message",
     [
         (dict(order="random"), "order='random'"),
+        (dict(scales="best"), "scales='best'"),
         (dict(hessian=np.eye(4)), "needs \\[256, 256\\]"),
         (dict(hessian=np.full((256, 256), np.nan)), "not finite"),
         (dict(hessian=-np.eye(256)), "negative diagonal"),

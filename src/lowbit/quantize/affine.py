@@ -36,9 +36,11 @@ def affine_codes(w: np.ndarray, scales: np.ndarray, zero_points: np.ndarray, bit
     return _codes(w * inverse(scales), zero_points, bits)
 
 
-def search_affine(w: np.ndarray, bits: int, scale_type: str, search: str) -> Fit:
+def search_affine(
+    w: np.ndarray, bits: int, scale_type: str, search: str, counts: np.ndarray | None = None
+) -> Fit:
     """Find scale and zero-point of each group. w: float32 [group_size, N], divided by the tensor's scale."""
-    groups = Groups(w, search)
+    groups = Groups(w, search, counts)
     top, one = F32(2**bits - 1), F32(1)
     cover = (groups.high - groups.low) * F32(1 / top)
     start = round_scale(cover, scale_type)

@@ -14,10 +14,12 @@ ALTERNATIONS = 6
 LEVELS = (-1.0, 1.0)
 
 
-def fit_planes(w: np.ndarray, planes: int, scale_type: str) -> tuple[np.ndarray, np.ndarray]:
+def fit_planes(
+    w: np.ndarray, planes: int, scale_type: str, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit `planes` sign terms to each group.
 
-    w: float32 [group_size, N].
+    w: float32 [group_size, N]. counts: as in search.search_scales.
     Returns (codes uint8 [planes, group_size, N], 0 for -1 and 1 for +1; scales float32 [planes, N]).
     """
     rest = w.copy()
@@ -25,5 +27,6 @@ def fit_planes(w: np.ndarray, planes: int, scale_type: str) -> tuple[np.ndarray,
     for plane in range(planes):
         scales[plane] = total(np.abs(rest)) * F32(1 / len(w))
         rest -= np.where(rest >= 0, scales[plane], -scales[plane])
-    signs, scales, _ = alternate(w, importance(w), scales, LEVELS, scale_type, ALTERNATIONS)
+    counts = importance(w) * (F32(1) if counts is None else counts)
+    signs, scales, _ = alternate(w, counts, scales, LEVELS, scale_type, ALTERNATIONS)
     return (signs > 0).astype(np.uint8), scales

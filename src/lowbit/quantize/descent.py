@@ -81,6 +81,7 @@ def descend(
     matrix: PackedMatrix,
     fit_rounds: int = ROUNDS,
     rounds: int = ROUNDS,
+    compensate: bool = True,
 ) -> Descent:
     """Lower the output error of `matrix`, which stands for `weight`.
 
@@ -88,6 +89,7 @@ def descend(
     hessian: float [in_features, in_features]; its scale does not matter
     fit_rounds: of the alternating fit; 0 keeps the codes and scales of `matrix` as a start
     rounds: of coordinate descent; 0 leaves out compensation, too
+    compensate: False leaves out compensation, for a matrix that had it
     Fits and rounds end early once they gain little.
     Raises FormatError for terms other than codes, too many sums of levels, or Hessians that do not fit.
     """
@@ -108,7 +110,7 @@ def descend(
         if fits[-1] > (1 - ENOUGH) * fits[-2]:
             break
     errors = [float(coded.error(damped).sum())]
-    if rounds:
+    if rounds and compensate:
         _compensate(coded, curvature)
         errors.append(float(coded.error(damped).sum()))
     for _ in range(rounds):

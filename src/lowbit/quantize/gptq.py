@@ -5,6 +5,15 @@ factor of its inverse, rounding column i leaves e = (w_i - q_i) / U_ii; the colu
 w_j - e U_ij. The error of the result, tr((W - Q) H (W - Q)^T), is the sum of all e^2.
 Source: arXiv:2210.17323, with its damping and lazy updates in blocks. Activation order (largest diagonal
 first) needs scales that do not wait for the order: those of the original weights ("static groups").
+
+Scales searched with the cost of each column, not alike for all, lower the output error further. Matrices of
+one layer of a 15M-parameter Llama, output error over that of zeros, geometric mean (order given):
+
+                                    int2-g32   int3-g96   int4-g32   bcq2-g96   ternary-g96
+    round to nearest                 0.0854     0.0274    0.00514     0.1055      0.1743
+    scales of the weights            0.0547     0.0170    0.00315     0.0649      0.1096
+    scales by cost                   0.0480     0.0148    0.00288     0.0538      0.0888
+    and 4 rounds of descent.py       0.0422     0.0131    0.00262     0.0457
 """
 
 from dataclasses import dataclass
@@ -15,11 +24,13 @@ from lowbit.errors import FormatError
 from lowbit.formats import Format
 from lowbit.packed import PackedMatrix, check_group_size
 from lowbit.quantize.grid import F32
+from lowbit.quantize.importance import round_by_importance
 from lowbit.quantize.native import largest_magnitude
 from lowbit.quantize.parameters import Parameters, Rounding, check_coded
 from lowbit.quantize.round_to_nearest import quantize_with_error
 
 ORDERS = ("given", "activation")
+SCALES = ("hessian", "weights")
 LAZY = 32  # columns whose corrections to all later ones are applied together
 
 
@@ -51,6 +62,7 @@ def gptq(
     damping: float = 0.01,
     search: str = "mse",
     lazy: int = LAZY,
+    scales: str = "hessian",
 ) -> GPTQResult:
     """Quantize `weight` to `format` with the least error on the inputs that `hessian` describes.
 
@@ -59,7 +71,10 @@ def gptq(
         what `factorise` made of it, then with the same order
     order: "given", or "activation": columns with large activations first, scales of the original weights
     damping: added to the diagonal, as a share of its mean; raised tenfold until the factor exists
+    search: "mse" or "minmax", as for round-to-nearest
     lazy: columns to a block; the result does not depend on it but for rounding
+    scales: "hessian": mse counts each column's error by what it costs the output once the columns behind have
+        made up for what they can, 1 / U_ii^2; "weights": as for round-to-nearest
     Columns without any activation (zero diagonal) are rounded to nearest and corrected by no other.
     Raises FormatError for shapes that do not match, weights or Hessians that are not finite.
     """
@@ -67,6 +82,8 @@ def gptq(
     check_coded(format, what)
     if order not in ORDERS:
         raise FormatError(f"{what}: order={order!r}; use one of {', '.join(ORDERS)}")
+    if scales not in SCALES:
+        raise FormatError(f"{what}: scales={scales!r}; use one of {', '.join(SCALES)}")
     if weight.ndim != 2 or weight.dtype != F32 or 0 in weight.shape:
         raise FormatError(f"{what}: weight is {weight.dtype} {list(weight.shape)}; needs float32 [out, in]")
     out_features, in_features = weight.shape
@@ -80,8 +97,11 @@ def gptq(
             f"{what}: the Hessian is {[len(factor.order)] * 2}; needs [{in_features}, {in_features}] as the "
             "weight has in_features"
         )
-    columns = _Columns(weight, format, search, largest, static=order == "activation")
     upper = factor.upper
+    costs = np.empty(in_features, F32)
+    costs[factor.order] = 1 / np.square(np.diag(upper))
+    mode = "hessian" if (search, scales) == ("mse", "hessian") else search
+    columns = _Columns(weight, format, mode, largest, costs, order == "activation")
     inverse = F32(1) / np.diag(upper)
     rest = np.ascontiguousarray(weight.T[factor.order])  # rows are columns of the weight: [in_features, out]
     codes = np.empty((in_features, format.terms, out_features), np.uint8)
@@ -112,12 +132,15 @@ def gptq(
 class _Columns:
     """The parameters of each unit of columns: a group, or with m4 scales a super-group.
 
+    costs: float32 [in_features], what a squared error of each column adds to that of the output
     static: found for the original weights; otherwise for those that `give` hands over when they are due.
     """
 
-    def __init__(self, weight: np.ndarray, format: Format, search: str, largest: float, static: bool):
+    def __init__(
+        self, weight: np.ndarray, format: Format, search: str, largest: float, costs: np.ndarray, static: bool
+    ):
         in_features = weight.shape[1]
-        self._format, self._search, self._largest = format, search, largest
+        self._format, self._search, self._largest, self._costs = format, search, largest, costs
         self.unit = format.scale_size(in_features) or in_features
         self._units: list[Parameters] = []
         self._roundings: dict[int, Rounding] = {}
@@ -130,7 +153,11 @@ class _Columns:
 
     def give(self, column: int, weight: np.ndarray) -> None:
         part = np.ascontiguousarray(weight, F32)
-        matrix = quantize_with_error(part, self._format, self._search, largest=self._largest)[0]
+        if self._search == "hessian":
+            costs = self._costs[column : column + part.shape[1]]
+            matrix = round_by_importance(part, self._format, costs, "plain", self._largest)
+        else:
+            matrix = quantize_with_error(part, self._format, self._search, largest=self._largest)[0]
         self._units.append(Parameters.of(matrix, self._format))
 
     def rounding(self, column: int) -> Rounding:

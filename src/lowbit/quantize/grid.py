@@ -55,7 +55,12 @@ class Grid:
         """Index of the nearest level; x: float32, weight / (scale * step). Ties go to the even code."""
         if self.linear:
             return np.clip(np.rint(x - self.first), F32(0), F32(len(self.levels) - 1)).astype(np.int32)
-        return np.searchsorted(self.boundaries, x.ravel(), side="left").reshape(x.shape)
+        if len(self.levels) > 16:
+            return np.searchsorted(self.boundaries, x.ravel(), side="left").reshape(x.shape)
+        index = np.zeros(x.shape, np.uint8)
+        for boundary in self.boundaries:  # few comparisons of whole vectors are faster than a search
+            index += x > boundary
+        return index
 
     def value(self, index: np.ndarray) -> np.ndarray:
         """Level in units of step, float32."""

@@ -20,8 +20,9 @@ import numpy as np
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
-from lowbit.quantize.descent import descent
+from lowbit.quantize.descent import Curvature, descend, descent
 from lowbit.quantize.gptq import factorise, gptq
+from lowbit.quantize.importance import round_by_importance
 from lowbit.quantize.kept_columns import llmint8, salient
 from lowbit.quantize.lorc import lorc
 from lowbit.quantize.lossless import lossless
@@ -63,10 +64,22 @@ def _gptq(
     order: str = "given",
     damping: float = 0.01,
     search: str = "mse",
+    scales: str = "hessian",
+    refit: int = 0,
 ) -> PackedMatrix:
+    hessian = statistics.checked(weight.shape[1], f"gptq to {format.name}").hessian
     key = ("gptq", order, damping)
-    factor = statistics.kept(key, lambda: factorise(statistics.hessian, order, damping, "gptq"))
-    return gptq(weight, factor, format, order, damping, search).matrix
+    factor = statistics.kept(key, lambda: factorise(hessian, order, damping, "gptq"))
+    matrix = gptq(weight, factor, format, order, damping, search, scales=scales).matrix
+    if refit <= 0:
+        return matrix
+    curvature = statistics.kept(("descent", damping), lambda: Curvature.of(hessian, damping, "gptq"))
+    return descend(weight, curvature, matrix, fit_rounds=0, rounds=refit, compensate=False).matrix
+
+
+def _imatrix(weight: np.ndarray, format: Format, statistics: Statistics) -> PackedMatrix:
+    checked = statistics.checked(weight.shape[1], f"imatrix to {format.name}")
+    return round_by_importance(weight, format, np.diag(checked.hessian))
 
 
 def _lorc(
@@ -84,7 +97,13 @@ def _lorc(
 
 METHODS: dict[str, Method] = {
     "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
-    "gptq": Method(_gptq, True, "columns to come make up for the error", "arXiv:2210.17323"),
+    "imatrix": Method(_imatrix, True, "round to nearest, scales searched for the inputs seen", "-"),
+    "gptq": Method(
+        _gptq,
+        True,
+        "columns to come make up for the error; refit=N: N rounds of descent after",
+        "arXiv:2210.17323",
+    ),
     "descent": Method(descent, True, "compensation, then codes and scales by turns", "arXiv:2309.01885"),
     "bcq": Method(bcq, True, "scaled signs fitted to the output", "arXiv:2206.09557"),
     "shiftadd": Method(shiftadd, True, "signs times powers of two", "arXiv:2406.05981"),

@@ -70,14 +70,16 @@ def units(fit: M4Fit, grid: Grid) -> np.ndarray:
     return np.repeat(fit.scales, together) * fit.multipliers * grid.step
 
 
-def search_multipliers(w: np.ndarray, grid: Grid, bits: int, together: int, search: str) -> M4Fit:
+def search_multipliers(
+    w: np.ndarray, grid: Grid, bits: int, together: int, search: str, counts: np.ndarray | None = None
+) -> M4Fit:
     """Find scales and multipliers.
 
     w: float32 [group_size, N], already divided by the scale of the tensor
     together: neighbouring groups that make a super-group
     search: "minmax" or "mse"
     """
-    groups = Groups(w, search)
+    groups = Groups(w, search, counts)
     best = _minmax(groups, grid, together)
     if search == "minmax":
         return best

@@ -6,6 +6,9 @@ in chunks of rows; where the native quantizer knows the format, it gives the sam
 faster.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 
 from lowbit.errors import FormatError
@@ -34,7 +37,7 @@ from lowbit.quantize.search import Fit, inverse, search_scales, total
 from lowbit.quantize.trit_planes import fit_trits
 
 SEARCHES = ("mse", "minmax")
-_CHUNK_WEIGHTS = 1 << 20  # weights that NumPy handles at a time
+_CHUNK_WEIGHTS = 1 << 16  # weights that NumPy handles at a time: what a search reads stays in the cache
 
 
 def round_to_nearest(weight: np.ndarray, format: Format, search: str = "mse") -> PackedMatrix:
@@ -93,9 +96,12 @@ def check_finite(weight: np.ndarray, what: str) -> None:
 
 
 def quantize_reference(
-    weight: np.ndarray, format: Format, search: str, largest: float
+    weight: np.ndarray, format: Format, search: str, largest: float, counts: np.ndarray | None = None
 ) -> tuple[PackedMatrix, float]:
-    """The definition in NumPy. weight: float32, finite, largest magnitude `largest`; its group size fits."""
+    """The definition in NumPy. weight: float32, finite, largest magnitude `largest`; its group size fits.
+
+    counts: float32 [in_features], times which a squared error in each input counts in the search; None: 1
+    """
     out_features, in_features = weight.shape
     groups = group_count(in_features, format.group_size)
     supers = format.scale_size(in_features)
@@ -111,20 +117,26 @@ def quantize_reference(
         )
         if stored
     }
-    squared_error = 0.0
+    together = groups // scales.shape[2]
     step = max(1, _CHUNK_WEIGHTS // in_features)
-    for first in range(0, out_features, step):
+
+    def fit_rows(first: int) -> float:
+        """Fill the arrays for some rows from `first` on; returns their squared error."""
         rows = slice(first, min(first + step, out_features))
         part = weight[rows] / F32(divisor)
         shape = (len(part), groups)
         w = np.ascontiguousarray(part.reshape(*shape, -1).transpose(2, 0, 1).reshape(-1, len(part) * groups))
-        part_codes, part_scales, part_bytes, errors = _fit(w, format, search, groups // scales.shape[2])
+        each = None if counts is None else np.tile(counts.reshape(groups, -1).T, (1, len(part)))
+        part_codes, part_scales, part_bytes, errors = _fit(w, format, search, together, each)
         for term in range(format.terms):
             codes[term, rows] = part_codes[term].T.reshape(len(part), in_features)
             scales[term, rows] = part_scales[term].reshape(len(part), -1)
         for values in bytes_of_groups.values():
             values[rows] = part_bytes.reshape(shape)
-        squared_error += float(errors.sum(dtype=np.float64))
+        return float(errors.sum(dtype=np.float64))
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        squared_error = sum(pool.map(fit_rows, range(0, out_features, step)))
     squared = float(np.square(weight, dtype=np.float64).sum())
     packed_bytes = {
         name: pack_multipliers(values) if name == "multipliers" else pack_groups(values)
@@ -150,8 +162,12 @@ def quantize_reference(
     return matrix, squared_error * divisor**2 / squared if squared else 0.0
 
 
+def _threads() -> int:
+    return int(os.environ.get("LOWBIT_THREADS") or 0) or min(8, os.cpu_count() or 1)
+
+
 def _fit(
-    w: np.ndarray, format: Format, search: str, together: int
+    w: np.ndarray, format: Format, search: str, together: int, counts: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit N groups, of which `together` neighbours share an m4 scale.
 
@@ -161,25 +177,25 @@ def _fit(
     none = np.zeros(w.shape[1], np.uint8)
     if format.terms > 1:
         fit_terms = fit_planes if format.bits == 1 else fit_trits
-        codes, scales = fit_terms(w, format.terms, format.scale_type)
+        codes, scales = fit_terms(w, format.terms, format.scale_type, counts)
         values = np.array(format.tables[0], F32)[codes] * scales[:, None]
         return codes, scales, none, np.square(w - values.sum(axis=0)).sum(axis=0)
     if format.zero_point:
-        fit = search_affine(w, format.bits, format.scale_type, search)
+        fit = search_affine(w, format.bits, format.scale_type, search, counts)
         codes = affine_codes(w, fit.scales, fit.zero_points, format.bits).astype(np.uint8)
         errors = total(np.square(w - fit.scales * (codes.astype(F32) - fit.zero_points)))
         return codes[None], fit.scales[None], fit.zero_points.astype(np.uint8), errors
     if format.scale_type == "m4":
         grid = make_grid(format.tables[0])
-        shared = search_multipliers(w, grid, format.bits, together, search)
+        shared = search_multipliers(w, grid, format.bits, together, search, counts)
         unit = units(shared, grid)
         index = grid.nearest(w * inverse(unit))
         errors = total(np.square(w - unit * grid.value(index)))
         return grid.codes[index][None], shared.scales[None], shared.multipliers.astype(np.uint8), errors
-    codes, fit = _fit_table(w, format, 0, search)
+    codes, fit = _fit_table(w, format, 0, search, counts)
     selected = none
     for number in range(1, len(format.tables)):
-        new_codes, new_fit = _fit_table(w, format, number, search)
+        new_codes, new_fit = _fit_table(w, format, number, search, counts)
         better = new_fit.errors < fit.errors
         selected = np.where(better, np.uint8(number), selected)
         codes = np.where(better, new_codes, codes)
@@ -188,10 +204,12 @@ def _fit(
     return codes[None], fit.scales[None], selected, total(np.square(w - fit.scales * levels))
 
 
-def _fit_table(w: np.ndarray, format: Format, number: int, search: str) -> tuple[np.ndarray, Fit]:
+def _fit_table(
+    w: np.ndarray, format: Format, number: int, search: str, counts: np.ndarray | None
+) -> tuple[np.ndarray, Fit]:
     """(codes [group_size, N], fit) with one of the tables of `format`."""
     grid = make_grid(format.tables[number])
-    fit = search_scales(w, grid, format.bits, format.scale_type, search)
+    fit = search_scales(w, grid, format.bits, format.scale_type, search, counts)
     return grid.codes[grid.nearest(w * inverse(fit.scales * grid.step))], fit
 
 

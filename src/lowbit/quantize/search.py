@@ -65,14 +65,18 @@ Levels = Callable[[np.ndarray], np.ndarray]  # numbers over the unit -> nearest 
 
 
 class Groups:
-    """N groups of weights, float32 [group_size, N], and how much each weight's error counts."""
+    """N groups of weights, float32 [group_size, N], and how much each weight's error counts: as `importance`
+    says, times `counts`, float32 [group_size, N], where calibration knows better.
+    """
 
-    def __init__(self, w: np.ndarray, search: str):
+    def __init__(self, w: np.ndarray, search: str, counts: np.ndarray | None = None):
         self.w = w
         self.high = np.maximum(w.max(axis=0), F32(0))
         self.low = np.minimum(w.min(axis=0), F32(0))
         self.rms = np.sqrt(total(w * w) * F32(1 / len(w)))
         self.importance = importance(w) if search == "mse" else np.ones_like(w)
+        if counts is not None:
+            self.importance *= counts
         self.weighted = self.importance * w
 
     def correlate(self, unit: np.ndarray, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +94,9 @@ class Groups:
 
 def total(values: np.ndarray) -> np.ndarray:
     """Sum over axis 0 in float32, strictly in index order."""
-    return np.add.accumulate(values, axis=0, dtype=F32)[-1]
+    if values.shape[-1] == 1 or not values.flags.c_contiguous:  # NumPy would sum neighbours in pairs
+        return np.add.accumulate(values, axis=0, dtype=F32)[-1]
+    return np.add.reduce(values, axis=0, dtype=F32)
 
 
 def inverse(scales: np.ndarray) -> np.ndarray:
@@ -154,13 +160,16 @@ def candidates(
         scale = scale * ratio
 
 
-def search_scales(w: np.ndarray, grid: Grid, bits: int, scale_type: str, search: str) -> Fit:
+def search_scales(
+    w: np.ndarray, grid: Grid, bits: int, scale_type: str, search: str, counts: np.ndarray | None = None
+) -> Fit:
     """Find the scale of each group.
 
     w: float32 [group_size, N], already divided by the scale of the tensor
-    search: "minmax" or "mse"
+    search: "minmax" or "mse"; "plain": mse in which all weights count alike
+    counts: float32 [group_size, N], times which each weight's squared error counts; None: 1
     """
-    groups = Groups(w, search)
+    groups = Groups(w, search, counts)
     start = starting_scale(groups, grid, scale_type)
     zero = np.zeros_like(start)
     best = Fit(start, zero, groups.evaluate(start * grid.step, grid.nearest_level)[0])

@@ -15,14 +15,16 @@ ALTERNATIONS = 10
 LEVELS = (-1.0, 0.0, 1.0)
 
 
-def fit_trits(w: np.ndarray, planes: int, scale_type: str) -> tuple[np.ndarray, np.ndarray]:
+def fit_trits(
+    w: np.ndarray, planes: int, scale_type: str, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Fit `planes` ternary terms to each group.
 
-    w: float32 [group_size, N].
+    w: float32 [group_size, N]. counts: as in search.search_scales.
     Returns (codes uint8 [planes, group_size, N], 0, 1, 2 for -1, 0, +1; scales float32 [planes, N]).
     """
     best_scales = np.zeros((planes, w.shape[1]), F32)
-    counts = importance(w)
+    counts = importance(w) * (F32(1) if counts is None else counts)
     best_values, best_errors = assign(w, counts, best_scales, LEVELS)
     largest = np.abs(w).max(axis=0)
     for start in (digits(planes)[:, None] * largest, _greedy(w, planes)):
