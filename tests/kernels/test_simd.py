@@ -96,7 +96,7 @@ def test_products_are_equal_on_every_instruction_set(machine):
     command = [*command, str(build("matmul_selftest", machine, ROOT / "build" / f"selftest-{machine}"))]
     isas = run([*command, "--isas"]).stdout.split()
     sums = {isa: run(command, LOWBIT_ISA=isa).stdout for isa in isas}
-    assert len(isas) > 1 and sums["scalar"].count("\n") > 200
+    assert len(isas) > 1 and sums["scalar"].count("\n") > 300
     for isa in isas:
         differing = [
             (a, b) for a, b in zip(sums["scalar"].splitlines(), sums[isa].splitlines(), strict=True) if a != b
