@@ -141,7 +141,7 @@ def measure_batches(
     seconds of one product and bytes_per_second of weights, medians of ROUNDS; bound_fraction: the least
     seconds that memory and arithmetic allow over those taken, and `bound` which of the two decides;
     peak_fraction: of the multiply-adds that the machine can do, int8 ones for codes (two for each weight
-    with 16-bit activations), float32 ones for plain float weights.
+    with 16-bit activations, one whatever its planes or limbs), float32 ones for plain float weights.
     """
     out_features, in_features = shape
     matrix = random_matrix(fmt, out_features, in_features)
