@@ -12,6 +12,7 @@ from lowbit.quantize.statistics import Statistics
 OWN = {
     "bcq": ("bcq", "bcq4-g64"),
     "shiftadd": ("shiftadd", "bcq4-g64-e8m0"),
+    "dbllm": ("dbllm:objective=weights", "dual-g16"),
     "ptqtp": ("ptqtp", "trit3-g64"),
     "lossless": ("lossless:rounded=yes", "df11"),
 }

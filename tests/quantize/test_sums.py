@@ -26,7 +26,9 @@ def error(weight, matrix, hessian):
     return float(np.einsum("oi,ij,oj->", rest, hessian, rest))
 
 
-@pytest.mark.parametrize("method, name", [("bcq", "bcq2-g64"), ("bcq", "bcq3-g32"), ("ptqtp", "trit2-g64")])
+@pytest.mark.parametrize(
+    "method, name", [("bcq", "bcq2-g64"), ("bcq", "bcq3-g32"), ("ptqtp", "trit2-g64"), ("dbllm", "dual-g32")]
+)
 def test_each_objective_is_least_under_its_own(method, name, case):
     weight, statistics = case
     format = parse_format(name)
@@ -63,6 +65,8 @@ def test_shiftadd_has_powers_of_two_and_beats_rounded_ones(name, case):
         ("ptqtp", "bcq2-g64", "trit2-g64"),
         ("shiftadd", "bcq3-g64", "bcq3-g64-e8m0"),
         ("shiftadd", "mxfp4", "bcq3-g64-e8m0"),
+        ("dbllm", "int2-g64", "dual-g64"),
+        ("bcq", "dual-g64", "bcq3-g64"),
         ("bcq", "bf16", "bcq3-g64"),
         ("bcq:objective=squares", "bcq2-g64", "weights, diagonal, hessian"),
     ],

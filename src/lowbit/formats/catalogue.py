@@ -73,6 +73,7 @@ _CATALOGUE: dict[str, tuple[Format, str]] = {
     "bcq2-g128": (Format.binary_coded(2), "a sum of 2 scaled sign matrices"),
     "bcq3-g128": (Format.binary_coded(3), "a sum of 3 scaled sign matrices (ShiftAddLLM, LUT-GEMM)"),
     "bcq4-g128": (Format.binary_coded(4), "a sum of 4 scaled sign matrices"),
+    "dual-g64": (Format.dual_binary(), "a sum of 2 scaled matrices of 0 and 1 (DB-LLM)"),
     "trit2-g128": (Format.trit_planes(2), "a sum of 2 scaled ternary matrices (PTQTP)"),
     "fp16": (Format.plain("fp16"), "IEEE half precision, unquantized"),
     "bf16": (Format.plain("bf16"), "bfloat16, unquantized"),

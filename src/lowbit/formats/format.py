@@ -32,7 +32,7 @@ GROUP_MULTIPLE = 16  # the kernels keep sums of activations at this step
 BASE3_GROUP_MULTIPLE = 64  # groups of codes stored in base 3 are whole groups of activations
 
 # What formats of several terms are sums of: bits and tables.
-STACKED = ((1, (tables.BINARY,)), (2, (tables.TERNARY,)))
+STACKED = ((1, (tables.BINARY,)), (1, (tables.SWITCHES,)), (2, (tables.TERNARY,)))
 
 # Published formats whose name fixes group and scale: name -> (element, group size, scale type).
 PUBLISHED = {
@@ -113,8 +113,8 @@ class Format:
             )
         if self.terms > 1 and (self.bits, self.tables) not in STACKED:
             raise FormatError(
-                f"{what}: {self.terms} terms need the levels -1, 1 in 1 bit or -1, 0, 1 in 2 bits; use "
-                "Format.binary_coded or Format.trit_planes"
+                f"{what}: {self.terms} terms need the levels -1, 1 or 0, 1 in 1 bit or -1, 0, 1 in 2 bits; "
+                "use Format.binary_coded, Format.dual_binary or Format.trit_planes"
             )
         if self.scale_type == "m4":
             self._check_m4(what)
@@ -283,6 +283,13 @@ class Format:
         if planes not in range(1, 5):
             raise FormatError(f"Format.trit_planes: planes={planes}, must be 1 to 4")
         return _table_format(f"trit{planes}", 2, tables.TERNARY, group_size, scale_type, terms=planes)
+
+    @staticmethod
+    def dual_binary(group_size: int = 64, scale_type: str = "fp16") -> Format:
+        """A sum of two terms of levels 0, 1 with scales of either sign (DB-LLM, arXiv:2402.11960)."""
+        if scale_type == "e8m0":
+            raise FormatError("Format.dual_binary: e8m0 scales have no sign, and one is negative; use fp16")
+        return _table_format("dual", 1, tables.SWITCHES, group_size, scale_type, terms=2)
 
     @staticmethod
     def block_floating_point(mantissa_bits: int, group_size: int = 32, scale_type: str = "e8m0") -> Format:

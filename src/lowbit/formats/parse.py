@@ -8,6 +8,7 @@ shift4                 signed powers of two
 bitmod3  bitmod4       BitMoD
 bcq3                   3 binary-coded terms
 trit2                  2 ternary terms
+dual                   2 terms of 0 and 1
 bfp4                   block floating point, 4-bit mantissas
 mxfp4 .. nvfp4         published formats, which fix group and scale; a suffix overrides
 fp16  bf16  fp32       plain floats, without suffixes
@@ -41,6 +42,7 @@ _NUMBERED: tuple[tuple[re.Pattern[str], Callable[..., Format]], ...] = (
 _WORDS: dict[str, Callable[..., Format]] = {
     "ternary": Format.ternary,
     "nf4": Format.nf4,
+    "dual": Format.dual_binary,
     "mxint8": Format.mx_integer,
 }
 _INTEGER = re.compile(r"int(\d{1,2})([ab]?)")

@@ -32,6 +32,7 @@ _BITMOD_SPECIAL = {3: (-6.0, -3.0, 3.0, 6.0), 4: (-16.0, -10.0, 10.0, 16.0)}
 
 TERNARY = (-1.0, 0.0, 1.0)
 BINARY = (-1.0, 1.0)
+SWITCHES = (0.0, 1.0)
 
 
 def symmetric_integers(bits: int) -> tuple[float, ...]:

@@ -29,7 +29,7 @@ from lowbit.quantize.lossless import lossless
 from lowbit.quantize.round_to_nearest import round_to_nearest
 from lowbit.quantize.spqr import spqr
 from lowbit.quantize.statistics import Statistics
-from lowbit.quantize.sums import bcq, ptqtp, shiftadd
+from lowbit.quantize.sums import bcq, dbllm, ptqtp, shiftadd
 
 Value = str | int | float | bool
 Apply = Callable[..., PackedMatrix]
@@ -107,6 +107,7 @@ METHODS: dict[str, Method] = {
     "descent": Method(descent, True, "compensation, then codes and scales by turns", "arXiv:2309.01885"),
     "bcq": Method(bcq, True, "scaled signs fitted to the output", "arXiv:2206.09557"),
     "shiftadd": Method(shiftadd, True, "signs times powers of two", "arXiv:2406.05981"),
+    "dbllm": Method(dbllm, True, "two scaled planes of 0 and 1", "arXiv:2402.11960"),
     "ptqtp": Method(ptqtp, True, "scaled trits fitted to the output", "arXiv:2509.16989"),
     "lorc": Method(_lorc, True, "a method and a low-rank matrix for what it loses", "arXiv:2303.08302"),
     "llmint8": Method(llmint8, True, "inputs above a threshold in 16 bit", "arXiv:2208.07339"),

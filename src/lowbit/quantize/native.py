@@ -6,6 +6,7 @@ Source: native/rtn.h, native/isa/rtn.cc.
 import numpy as np
 
 from lowbit.formats import Format
+from lowbit.formats.tables import SWITCHES
 from lowbit.packed import BLOCK_ROWS, CodeTerm, PackedMatrix, base3_shape, codes_shape, group_count
 from lowbit.packed.base3 import PADDING_BYTE
 from lowbit.packed.layout import TILE_ROWS, block_count
@@ -39,12 +40,14 @@ def quantize_native(
     weight: float32 [out_features, in_features], C order, finite; its group size fits
     largest: largest |weight|
     Returns None for tables of unequal counts of distinct levels, for sums of terms with more than
-    MAX_COMBINATIONS, and where the native module is not built.
+    MAX_COMBINATIONS or of levels 0 and 1, and where the native module is not built.
     """
     grids = [make_grid(table) for table in format.tables]
     if _native is None or len({len(grid.levels) for grid in grids}) > 1:
         return None
     if format.terms > 1 and len(format.tables[0]) ** format.terms > MAX_COMBINATIONS:
+        return None
+    if format.terms > 1 and format.tables == (SWITCHES,):
         return None
     out_features, in_features = weight.shape
     divisor = tensor_scale(largest, format.max_level, format.scale_type)

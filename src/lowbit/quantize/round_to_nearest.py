@@ -1,9 +1,9 @@
 """Round-to-nearest for every format: arrays in, PackedMatrix out.
 
 Single-term formats search the scale of each group (search.py, affine.py, multipliers.py); formats of several
-terms are fitted (binary_coded.py, trit_planes.py); plain floats are converted. NumPy works through the matrix
-in chunks of rows; where the native quantizer knows the format, it gives the same codes and scales many times
-faster.
+terms are fitted (binary_coded.py, dual_binary.py, trit_planes.py); plain floats are converted. NumPy works
+through the matrix in chunks of rows; where the native quantizer knows the format, it gives the same codes and
+scales many times faster.
 """
 
 import os
@@ -14,6 +14,7 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.formats import Format
 from lowbit.formats.scales import encode_scales
+from lowbit.formats.tables import BINARY, SWITCHES, TERNARY
 from lowbit.packed import (
     CodeTerm,
     EntropyTerm,
@@ -29,6 +30,7 @@ from lowbit.packed import (
 )
 from lowbit.quantize.affine import affine_codes, search_affine
 from lowbit.quantize.binary_coded import fit_planes
+from lowbit.quantize.dual_binary import fit_dual
 from lowbit.quantize.grid import F32, make_grid
 from lowbit.quantize.multipliers import search_multipliers, units
 from lowbit.quantize.native import largest_magnitude, quantize_native
@@ -37,6 +39,7 @@ from lowbit.quantize.search import Fit, inverse, search_scales, total
 from lowbit.quantize.trit_planes import fit_trits
 
 SEARCHES = ("mse", "minmax")
+FIT = {BINARY: fit_planes, TERNARY: fit_trits, SWITCHES: fit_dual}  # sums of terms, by their levels
 _CHUNK_WEIGHTS = 1 << 16  # weights that NumPy handles at a time: what a search reads stays in the cache
 
 
@@ -176,8 +179,7 @@ def _fit(
     """
     none = np.zeros(w.shape[1], np.uint8)
     if format.terms > 1:
-        fit_terms = fit_planes if format.bits == 1 else fit_trits
-        codes, scales = fit_terms(w, format.terms, format.scale_type, counts)
+        codes, scales = FIT[format.tables[0]](w, format.terms, format.scale_type, counts)
         values = np.array(format.tables[0], F32)[codes] * scales[:, None]
         return codes, scales, none, np.square(w - values.sum(axis=0)).sum(axis=0)
     if format.zero_point:

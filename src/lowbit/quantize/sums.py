@@ -1,9 +1,10 @@
 """Methods for formats that are sums of terms: each its own start, then the stages of descent.py.
 
 Binary-coded quantization (arXiv:1802.00150, for language models LUT-GEMM, arXiv:2206.09557) with an objective
-of choice, ShiftAddLLM (arXiv:2406.05981) and PTQTP (arXiv:2509.16989).
+of choice, ShiftAddLLM (arXiv:2406.05981), DB-LLM (arXiv:2402.11960) and PTQTP (arXiv:2509.16989).
 
-The fit that looks at weights alone is round-to-nearest's for these formats (binary_coded.py, trit_planes.py).
+The fit that looks at weights alone is round-to-nearest's for these formats (binary_coded.py,
+dual_binary.py, trit_planes.py).
 ShiftAddLLM's scale per column of all rows has no place in a group of inputs; its accuracy comes from
 compensation here, and its power-of-two scales lie in groups as those of every format.
 """
@@ -12,7 +13,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.formats import Format
-from lowbit.formats.tables import BINARY, TERNARY
+from lowbit.formats.tables import BINARY, SWITCHES, TERNARY
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.descent import ROUNDS, descend, descent
 from lowbit.quantize.round_to_nearest import round_to_nearest
@@ -50,6 +51,22 @@ def ptqtp(
     """
     _check(format, "ptqtp", format.tables == (TERNARY,), "trit planes", "trit2-g64")
     return _fit(weight, format, statistics, "ptqtp", objective, rounds)
+
+
+def dbllm(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics,
+    *,
+    objective: str = "hessian",
+    rounds: int = ROUNDS,
+) -> PackedMatrix:
+    """Two scaled planes of 0 and 1 for 2-bit integers. The published fine step trains both scales through the
+    network and weights samples by the entropy of its predictions; here they are set for the output error of
+    the matrix, in closed form, and the planes chosen again.
+    """
+    _check(format, "dbllm", format.tables == (SWITCHES,), "two planes of 0 and 1", "dual-g64")
+    return _fit(weight, format, statistics, "dbllm", objective, rounds)
 
 
 def shiftadd(
