@@ -192,9 +192,8 @@ void bind_matmul(nb::module_& m) {
           },
           nb::arg("tokens"), nb::arg("activation_bits") = 8,
           "The kernel that multiplies the codes with so many tokens: gemv, few, gemm or bits (one-bit codes "
-          "by "
-          "lookups); float without codes. Then those of other terms: sparse, columns, low_rank, entries; "
-          "dense_mask where sparse codes became "
+          "by lookups); float without codes. Then those of other terms: sparse, columns, low_rank, rows, "
+          "entries; dense_mask where sparse codes became "
           "dense.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);

@@ -73,6 +73,21 @@ void add_low_rank_term(BoundMatrix& self, AnyArray u, AnyArray v) {
   for (const AnyArray& array : {u, v}) self.arrays.push_back(nb::cast(array));
 }
 
+void add_rows_term(BoundMatrix& self, AnyArray rows, nb::handle some) {
+  Matrix& m = self.matrix;
+  const Matrix& part = nb::cast<BoundMatrix&>(some).matrix;
+  RowsTerm t = {numbers(rows), &part};
+  if (t.rows.empty() || rows.nbytes() % sizeof(uint32_t)) refuse("rows must be one or more uint32");
+  for (size_t k = 0; k < t.rows.size(); ++k)
+    if (t.rows[k] >= m.out_features || (k && t.rows[k] <= t.rows[k - 1]))
+      refuse("rows must be ascending and below out_features=" + std::to_string(m.out_features));
+  if (part.out_features != t.rows.size() || part.in_features != m.in_features || part.codes.empty() ||
+      part.has_side_terms() || !part.floats.empty())
+    refuse("the matrix of some rows must have them, all inputs, and terms of codes only");
+  m.rows.push_back(std::move(t));
+  self.arrays.push_back(nb::borrow(some));
+}
+
 // The byte where the codes of each block begin, from the mask.
 std::vector<size_t> block_starts(const uint8_t* mask, size_t blocks, size_t chunks, size_t bits) {
   std::vector<size_t> starts = {0};
@@ -154,6 +169,7 @@ void bind_side_terms(nb::module_& m, nb::class_<BoundMatrix>& matrix) {
       .def("add_entries_term", &add_entries_term, nb::arg("starts"), nb::arg("columns"), nb::arg("rows"),
            nb::arg("values"))
       .def("add_low_rank_term", &add_low_rank_term, nb::arg("u"), nb::arg("v"))
+      .def("add_rows_term", &add_rows_term, nb::arg("rows"), nb::arg("matrix"))
       .def("add_sparse_term", &add_sparse_term, nb::arg("bits"), nb::arg("mask"), nb::arg("codes"),
            nb::arg("scale_type"), nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"),
            nb::arg("zero"), nb::arg("dense_bits"), nb::arg("tensor_scale") = 1.0f);

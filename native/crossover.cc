@@ -70,6 +70,7 @@ std::string kernels_of(const Matrix& m, size_t tokens, int limbs) {
   add(!m.sparse.empty(), tokens == 1 ? "sparse" : "sparse_gemm");
   add(!m.columns.empty(), "columns");
   add(!m.low_rank.empty(), "low_rank");
+  add(!m.rows.empty(), "rows");
   add(!m.entries.empty(), "entries");
   return names;
 }

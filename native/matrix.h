@@ -118,6 +118,14 @@ struct LowRankTerm {
   const uint16_t* v;  // fp16 [rank][in_features]
 };
 
+struct Matrix;
+
+// A matrix of some rows, added to what the other terms give there.
+struct RowsTerm {
+  std::vector<uint32_t> rows;  // ascending
+  const Matrix* matrix;        // [rows][in_features], terms of codes only
+};
+
 struct Matrix {
   size_t out_features = 0;
   size_t in_features = 0;
@@ -127,17 +135,18 @@ struct Matrix {
   std::vector<ColumnsTerm> columns;
   std::vector<EntriesTerm> entries;
   std::vector<LowRankTerm> low_rank;
+  std::vector<RowsTerm> rows;
   size_t densified = 0;            // sparse terms at the end of `codes`, where no kernel reads masks
   std::vector<uint32_t> excluded;  // inputs that are 0 for codes, ascending
   // Terms that side_terms.cc adds after codes and plain floats.
   bool has_side_terms() const {
-    return !sparse.empty() || !columns.empty() || !entries.empty() || !low_rank.empty();
+    return !sparse.empty() || !columns.empty() || !entries.empty() || !low_rank.empty() || !rows.empty();
   }
   size_t blocks() const { return round_up(out_features, kBlockRows) / kBlockRows; }
   size_t chunks() const { return round_up(in_features, kChunk) / kChunk; }
   size_t bytes() const;  // of weights read by one product
   // Which forms of the activations its terms read.
-  bool reads_integers() const { return !codes.empty() || !sparse.empty(); }
+  bool reads_integers() const { return !codes.empty() || !sparse.empty() || !rows.empty(); }
   bool reads_values() const {
     return !floats.empty() || !columns.empty() || !entries.empty() || !low_rank.empty();
   }

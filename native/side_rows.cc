@@ -1,4 +1,5 @@
 // Single rows of the terms beside codes, as float32 (embedding lookup), and what they weigh.
+#include <algorithm>
 #include <vector>
 
 #include "layout.h"
@@ -101,6 +102,14 @@ void add_side_row(const Matrix& m, size_t row, float* out) {
         __builtin_memcpy(&column, t.columns + 4 * i, 4);
         out[column] += number_at(Number::fp16, &half, 0);
       }
+  for (const RowsTerm& t : m.rows) {
+    const auto place = std::lower_bound(t.rows.begin(), t.rows.end(), row);
+    if (place == t.rows.end() || *place != row) continue;
+    std::vector<float> more(m.in_features);
+    dequantize_row(*t.matrix, static_cast<size_t>(place - t.rows.begin()), more.data());
+    for (uint32_t column : m.excluded) more[column] = 0;
+    for (size_t k = 0; k < m.in_features; ++k) out[k] += more[k];
+  }
 }
 
 size_t side_bytes(const Matrix& m) {
@@ -111,6 +120,7 @@ size_t side_bytes(const Matrix& m) {
   for (const ColumnsTerm& t : m.columns) total += t.columns.size() * (m.blocks() * kBlockRows * 2 + 4);
   for (const EntriesTerm& t : m.entries) total += size_t{7} * t.starts.back() + 4 * t.starts.size();
   for (const LowRankTerm& t : m.low_rank) total += 2 * t.rank * (m.blocks() * kBlockRows + m.in_features);
+  for (const RowsTerm& t : m.rows) total += t.matrix->bytes() + 4 * t.rows.size();
   return total;
 }
 

@@ -1,6 +1,6 @@
 // Products of matrices that have more than codes and plain floats: sparse terms, outlier columns and entries,
-// low rank, and inputs excluded from the codes. What all members need (activations without excluded inputs,
-// v * x of low-rank terms) is made once, shared out, before the products.
+// low rank, codes of some rows, and inputs excluded from the codes. What all members need (activations
+// without excluded inputs, v * x of low-rank terms) is made once, shared out, before the products.
 #include "side_terms.h"
 
 #include <algorithm>
@@ -48,6 +48,8 @@ struct SideMemory {
   std::vector<size_t> rounding;           // by product: number in `roundings`, or kOwn: as they came
   std::vector<float> projections;         // v * x of every low-rank term
   std::vector<size_t> projection_starts;  // by product
+  std::vector<float> of_rows;             // products of every term of rows, [tokens][rows]
+  std::vector<size_t> of_rows_starts;     // by product
 };
 
 namespace {
@@ -64,11 +66,14 @@ void plan(SideMemory& memory, const Product* products, size_t count, const Activ
   memory.roundings.clear();
   memory.rounding.assign(count, SideMemory::kOwn);
   memory.projection_starts.assign(count, 0);
-  size_t floats = 0;
+  memory.of_rows_starts.assign(count, 0);
+  size_t floats = 0, of_rows = 0;
   for (size_t i = 0; i < count; ++i) {
     const Matrix& m = *products[i].matrix;
     memory.projection_starts[i] = floats;
+    memory.of_rows_starts[i] = of_rows;
     for (const LowRankTerm& t : m.low_rank) floats += a.tokens * t.rank;
+    for (const RowsTerm& t : m.rows) of_rows += a.tokens * t.rows.size();
     if (!needs_rounding(a, m)) continue;
     const auto same = std::find_if(memory.roundings.begin(), memory.roundings.end(),
                                    [&](const auto& r) { return *r.excluded == m.excluded; });
@@ -81,6 +86,7 @@ void plan(SideMemory& memory, const Product* products, size_t count, const Activ
     memory.roundings.push_back({&m.excluded, rounded});
   }
   if (memory.projections.size() < floats) memory.projections.resize(floats);
+  if (memory.of_rows.size() < of_rows) memory.of_rows.resize(of_rows);
 }
 
 // This member's share of what plan() laid out.
@@ -206,6 +212,21 @@ void add_columns(const Product& p, size_t begin, size_t end, const Activations& 
   }
 }
 
+// Rows of blocks [begin, end): products holds [tokens][rows] of one term after the other.
+void add_rows(const Product& p, size_t begin, size_t end, size_t tokens, const float* products) {
+  for (const RowsTerm& t : p.matrix->rows) {
+    const auto place = [&](size_t block) {
+      return static_cast<size_t>(std::lower_bound(t.rows.begin(), t.rows.end(), block * kBlockRows) -
+                                 t.rows.begin());
+    };
+    const size_t first = place(begin), last = place(end), count = t.rows.size();
+    for (size_t token = 0; token < tokens; ++token)
+      for (size_t k = first; k < last; ++k)
+        p.out[token * p.stride + t.rows[k]] += products[token * count + k];
+    products += tokens * count;
+  }
+}
+
 constexpr size_t kWide =
     32;  // tokens of entries at a time: 4,096 inputs of them are half a second-level cache
 
@@ -260,6 +281,14 @@ void products_with_sides(const Member& member, const Product* products, size_t c
     plain_products(member, products + i, next - i, seen_by(i), scratch);
     i = next;
   }
+  for (size_t i = 0; i < count; ++i) {
+    float* out = memory.of_rows.data() + memory.of_rows_starts[i];
+    for (const RowsTerm& t : products[i].matrix->rows) {
+      const Product some = {t.matrix, out, t.rows.size()};
+      plain_products(member, &some, 1, seen_by(i), scratch);
+      out += a.tokens * t.rows.size();
+    }
+  }
   member.barrier();  // the blocks below are shared out in another way than those above
   size_t total = 0, begin, end;
   for (size_t i = 0; i < count; ++i) total += products[i].matrix->blocks();
@@ -273,6 +302,7 @@ void products_with_sides(const Member& member, const Product* products, size_t c
     if (!m.columns.empty() || !m.low_rank.empty())
       add_columns(p, first, last, a, memory.projections.data() + memory.projection_starts[i], scratch);
     if (!m.entries.empty()) add_entries(p, first, last, a, scratch);
+    if (!m.rows.empty()) add_rows(p, first, last, a.tokens, memory.of_rows.data() + memory.of_rows_starts[i]);
   }
 }
 

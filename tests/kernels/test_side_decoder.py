@@ -7,7 +7,7 @@ import pytest
 
 from lowbit import _native
 from lowbit.formats import parse_format
-from lowbit.quantize import low_rank, round_to_nearest, sparse, split_columns, split_entries
+from lowbit.quantize import low_rank, refine_rows, round_to_nearest, sparse, split_columns, split_entries
 
 from .decoder_net import NETS, SPEC_FIELDS, make, random_tokens, reference
 from .test_decoder_step import all_logits, difference
@@ -28,6 +28,9 @@ OTHERS = QUANTIZE | {
     "q": lambda w: low_rank(w, "int8-row", 2),
     "k": lambda w: round_to_nearest(w, parse_format("fp16")),
     "v": lambda w: split_columns(w, "int8-row", [0, 47]),
+    "up": lambda w: refine_rows(
+        round_to_nearest(w, parse_format("int4-row")), w, np.arange(0, 80, 3), "int4-row"
+    ),
     "gate": lambda w: sparse(w, "int4-row", "2:4"),
     "down": lambda w: split_columns(w, "int8-row", [79]),
 }

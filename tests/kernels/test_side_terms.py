@@ -1,5 +1,5 @@
-"""Sparse codes, outlier columns and entries, low rank: native products against the reference, on every
-instruction set, number of threads and batch size.
+"""Sparse codes, outlier columns and entries, low rank, refined rows: native products against the reference,
+on every instruction set, number of threads and batch size.
 """
 
 import hashlib
@@ -12,7 +12,15 @@ import pytest
 from lowbit import _native
 from lowbit.kernels import matmul
 from lowbit.kernels.reference import matmul_reference, matmul_tolerance, quantize_activations
-from lowbit.packed import CodeTerm, ColumnsTerm, EntriesTerm, LowRankTerm, PackedMatrix, SparseTerm
+from lowbit.packed import (
+    CodeTerm,
+    ColumnsTerm,
+    EntriesTerm,
+    LowRankTerm,
+    PackedMatrix,
+    RowsTerm,
+    SparseTerm,
+)
 from lowbit.packed.layout import pack_codes, pack_groups
 
 SHAPES = [
@@ -81,6 +89,11 @@ def low_rank_term(rng, shape, rank):
     return LowRankTerm(u, rng.standard_normal((rank, shape[1])).astype(np.float16))
 
 
+def rows_term(rng, bits, shape, count):
+    rows = np.sort(rng.choice(shape[0], min(count, shape[0]), replace=False)).astype(np.uint32)
+    return RowsTerm(rows, codes_term(rng, bits, (len(rows), *shape[1:])))
+
+
 def cases():
     rng = np.random.default_rng(17)
     for shape in SHAPES:
@@ -100,6 +113,12 @@ def cases():
         yield f"one entry {shape}", matrix(codes, entries_term(rng, shape, 1))
         yield f"low rank {shape}", matrix(codes, low_rank_term(rng, shape, 3))
         yield f"only low rank {shape}", matrix(low_rank_term(rng, shape, 18))
+        yield f"rows {shape}", matrix(codes, rows_term(rng, 8, shape, 1))
+        yield f"only rows {shape}", matrix(rows_term(rng, 1, shape, 35), rows_term(rng, 4, shape, 1 << 20))
+        yield (
+            f"rows, columns {shape}",
+            matrix(codes, rows_term(rng, 4, shape, 9), columns_term(rng, shape, 4, True)),
+        )
         everything = (
             sparse_term(rng, 3, shape),
             codes,
@@ -107,6 +126,7 @@ def cases():
             entries_term(rng, shape, 40),
             columns_term(rng, shape, 3, True),
             columns_term(rng, shape, 7, False),
+            rows_term(rng, 5, shape, 12),
             low_rank_term(rng, shape, 1),
         )
         yield f"everything {shape}", matrix(*everything)
@@ -219,6 +239,7 @@ def test_the_test_sees_changes(rng):
         "values": columns_term(rng, shape, 4, True),
         "columns": entries_term(rng, shape, 50),
         "u": low_rank_term(rng, shape, 4),
+        "rows": rows_term(rng, 4, shape, 5),
     }
     for name, term in terms.items():
         matrix = PackedMatrix(64, 128, (term,))
@@ -230,6 +251,9 @@ def test_the_test_sees_changes(rng):
         if name == "mask":  # a bit moves to its neighbour: the number of codes stays
             place = next(i for i in range(len(flat)) if flat[i] & 3 == 1)
             flat[place] ^= 3
+        elif name == "rows":
+            array[-1] += 1 if array[-1] < 63 else 0
+            array[0] -= 1 if array[0] > 0 and array[-1] == 63 else 0
         elif name == "columns":
             array[-1] = (array[-1] + 1) % 128
         else:

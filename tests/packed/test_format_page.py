@@ -8,7 +8,7 @@ import pytest
 
 from lowbit.formats import FORMATS, emulate
 from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack_groups
-from lowbit.quantize import round_to_nearest
+from lowbit.quantize import refine_rows, round_to_nearest
 
 
 # --- a reader from the page: NumPy and JSON only ---
@@ -88,6 +88,11 @@ def read_matrix(entry, arrays):
     total = np.zeros((out_features, in_features), np.float32)
     for number, term in enumerate(entry["terms"]):
         field = {name.split(".")[1]: a for name, a in arrays.items() if name.split(".")[0] == str(number)}
+        if term["kind"] == "rows":
+            rows = field.pop("rows")
+            inner = {"shape": [len(rows), in_features], "terms": [term | {"kind": "codes"}]}
+            total[rows] += read_matrix(inner, {f"0.{name}": array for name, array in field.items()})
+            continue
         if term["kind"] == "entropy":
             total += read_entropy(field, out_features, in_features)
             continue
@@ -155,6 +160,15 @@ def test_offsets_and_odd_widths_read_by_the_page_alone(tmp_path, rng):
     )
     matrix = PackedMatrix(17, 48, (term,))
     np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), matrix.dequantize())
+
+
+def test_refined_rows_read_by_the_page_alone(tmp_path, rng):
+    weight = rng.standard_normal((70, 64)).astype(np.float32)
+    coarse = round_to_nearest(weight, FORMATS["int3-g64"])
+    matrix = refine_rows(coarse, weight, [3, 32, 69], "int4-g32")
+    decoded = write_and_read(matrix, tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(decoded, matrix.dequantize())
+    assert np.flatnonzero((decoded != coarse.dequantize()).any(axis=1)).tolist() == [3, 32, 69]
 
 
 def test_a_base3_matrix_written_by_hand_reads_as_the_page_says(tmp_path):

@@ -8,8 +8,16 @@ import pytest
 
 from lowbit import _native
 from lowbit.errors import CheckpointError, FormatError
-from lowbit.packed import ColumnsTerm, EntriesTerm, LowRankTerm, PackedMatrix, SparseTerm
-from lowbit.packed.layout import pack_groups
+from lowbit.packed import (
+    CodeTerm,
+    ColumnsTerm,
+    EntriesTerm,
+    LowRankTerm,
+    PackedMatrix,
+    RowsTerm,
+    SparseTerm,
+)
+from lowbit.packed.layout import pack_codes, pack_groups
 
 SHAPE = (45, 96)
 
@@ -45,7 +53,18 @@ def make_low_rank(rng):
     return LowRankTerm(pack_groups(u), v), u.astype(np.float32) @ v.astype(np.float32)
 
 
-MAKERS = {f.__name__: f for f in (make_sparse, make_columns, make_entries, make_low_rank)}
+def make_rows(rng):
+    rows, dense = np.array([0, 7, 31, 32, 44], np.uint32), np.zeros(SHAPE, np.float32)
+    codes = rng.integers(0, 16, (5, 96)).astype(np.uint8)
+    scales = rng.uniform(0.5, 2, (5, 3)).astype(np.float16)
+    levels = np.arange(16, dtype=np.float32) - 8
+    dense[rows] = levels[codes] * np.repeat(scales.astype(np.float32), 32, axis=1)
+    return RowsTerm(
+        rows, CodeTerm(4, levels[None], pack_codes(codes, 4), pack_groups(scales), "fp16", 32)
+    ), dense
+
+
+MAKERS = {f.__name__: f for f in (make_sparse, make_columns, make_entries, make_low_rank, make_rows)}
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -132,6 +151,15 @@ def damaged(rng):
     yield "v of another width", low_rank, {"v": low_rank.v[:, :-1].copy()}
     yield "another rank", low_rank, {"v": low_rank.v[:-1]}
     yield "no rank", low_rank, {"v": low_rank.v[:0], "u": low_rank.u[:, :0]}
+    rows, _ = make_rows(rng)
+    for what, bad in {
+        "out of range": [0, 7, 31, 32, 45],
+        "unsorted": [0, 31, 7, 32, 44],
+        "twice": [0, 7, 7, 32, 44],
+        "none": [],
+    }.items():
+        yield f"rows {what}", rows, {"rows": np.array(bad, np.uint32)}
+    yield "rows of another type", rows, {"rows": rows.rows.astype(np.int64)}
     yield "v flat", low_rank, {"v": low_rank.v.reshape(-1)}
 
 

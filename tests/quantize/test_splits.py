@@ -5,7 +5,7 @@ import pytest
 
 from lowbit.errors import FormatError
 from lowbit.formats import parse_format
-from lowbit.quantize import low_rank, round_to_nearest, sparse, split_columns, split_entries
+from lowbit.quantize import low_rank, refine_rows, round_to_nearest, sparse, split_columns, split_entries
 from lowbit.quantize.sparse import kept_weights
 
 
@@ -123,3 +123,22 @@ def test_sparse_refuses_what_has_no_zero(weight):
         sparse(weight, "int4-g32", 0)
     with pytest.raises(FormatError, match="fours"):
         sparse(np.ones((4, 90), np.float32), "int4-row", "2:4")
+
+
+def test_refined_rows_have_eight_bits_and_the_others_stay(weight):
+    four, eight = (round_to_nearest(weight, parse_format(f"int{bits}-g32")) for bits in (4, 8))
+    matrix = refine_rows(four, weight, [40, 2, 40], "int4-g32")
+    assert matrix.terms[1].rows.tolist() == [2, 40] and matrix.format_name == "int4-g32+2rows"
+    others = np.delete(np.arange(48), [2, 40])
+    np.testing.assert_array_equal(matrix.dequantize()[others], four.dequantize()[others])
+    rest = np.square(matrix.dequantize() - weight)[[2, 40]].sum()
+    assert rest < 2 * np.square(eight.dequantize() - weight)[[2, 40]].sum()
+    # two rows of 128 at 4.5 bits take a block of 32 of them, and their numbers
+    assert matrix.nbytes == four.nbytes + 32 * 128 // 2 + 4 * 32 * 2 + 16 * 4 + 2 * 4
+    assert refine_rows(four, weight, [], "int4-g32") is four
+    for bad in ([48], [-1], [0.5]):
+        with pytest.raises(FormatError, match="refine_rows"):
+            refine_rows(four, weight, bad, "int4-g32")
+    for format in ("fp16", "bcq2-g32"):
+        with pytest.raises(FormatError, match="single term"):
+            refine_rows(four, weight, [1], format)

@@ -25,6 +25,7 @@ from lowbit.packed import (
     CodeTerm,
     LowRankTerm,
     PackedMatrix,
+    RowsTerm,
     SparseTerm,
     Term,
     unpack_groups,
@@ -152,6 +153,8 @@ def matmul_tolerance(x: np.ndarray, matrix: PackedMatrix, activation_bits: int |
     for term in matrix.terms:
         if isinstance(term, CodeTerm):
             lengths.append(len(segments(matrix.in_features, term.scale_size)) + 8)
+        elif isinstance(term, RowsTerm):
+            lengths.append(len(segments(matrix.in_features, term.codes.scale_size)) + 8)
         elif isinstance(term, SparseTerm):
             lengths.append(len(segments(matrix.in_features, term.group_size)) + 8)
         else:
@@ -177,6 +180,10 @@ def _product(
         rounded = x.copy()
         rounded[:, matrix.excluded] = 0
     for term in matrix.terms:
+        if isinstance(term, RowsTerm):
+            some = PackedMatrix(len(term.rows), in_features, (term.codes,))
+            result[:, term.rows] += _product(rounded, some, activation_bits, magnitudes)
+            continue
         if isinstance(term, SparseTerm):
             term = term.dense(out_features, in_features)
         if not isinstance(term, CodeTerm) or activation_bits is None:

@@ -23,6 +23,7 @@ from lowbit.packed.layout import (
 from lowbit.packed.low_rank_term import LowRankTerm
 from lowbit.packed.matrix import KINDS, PackedMatrix
 from lowbit.packed.planned import planned_arrays
+from lowbit.packed.rows_term import RowsTerm
 from lowbit.packed.sparse_term import SparseTerm
 from lowbit.packed.storage import TensorFile, TensorWriter
 from lowbit.packed.term import Term
@@ -39,6 +40,7 @@ __all__ = [
     "FloatTerm",
     "LowRankTerm",
     "PackedMatrix",
+    "RowsTerm",
     "SparseTerm",
     "TensorFile",
     "TensorWriter",

@@ -11,6 +11,7 @@ from lowbit.packed.entries_term import EntriesTerm
 from lowbit.packed.entropy_term import EntropyTerm
 from lowbit.packed.float_term import FloatTerm
 from lowbit.packed.low_rank_term import LowRankTerm
+from lowbit.packed.rows_term import RowsTerm
 from lowbit.packed.sparse_term import SparseTerm
 from lowbit.packed.term import Term, integer
 from lowbit.packed.terms import CodeTerm
@@ -24,6 +25,7 @@ KINDS: dict[str, type[Term]] = {
     "outlier_entries": EntriesTerm,
     "low_rank": LowRankTerm,
     "entropy": EntropyTerm,
+    "rows": RowsTerm,
 }
 MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
 
