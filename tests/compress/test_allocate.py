@@ -1,6 +1,8 @@
 """The choice of formats equals the best of all combinations, and refuses what cannot be met."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -110,3 +112,20 @@ def test_a_format_that_does_not_fit_a_layer_is_not_taken():
 def test_what_cannot_be_met_is_refused(arguments, message):
     with pytest.raises(FormatError, match=message):
         allocate(*arguments)
+
+
+def test_nothing_is_printed():
+    """The solver has a line of its own for solutions that it repairs; a command's output must not hold it."""
+    code = """
+import numpy as np
+from lowbit.compress.allocate import allocate
+for seed in range(8):
+    rng = np.random.default_rng(seed)
+    size = rng.choice([5184, 13824], (42, 1)) * np.array([[231, 218, 305, 318, 331, 405, 418]])
+    cost = rng.lognormal(-6, 1, (42, 1)) * np.array([[60, 66, 17, 14, 12, 4.5, 4]])
+    cost = cost * rng.lognormal(0, 0.1, (42, 7))
+    allocate(cost, size, int(size[:, 2].sum() * 1.01))
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "done\n"
