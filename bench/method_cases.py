@@ -22,8 +22,22 @@ FORMATS = {
     "2": ("int2a-g32", "int2-g16-m4", "bcq2-g32"),
     "1.6": ("int1-g32",),
 }
-OWN: dict[str, dict[str, tuple[str, ...]]] = {}
-ELSEWHERE: frozenset[str] = frozenset()
+OWN: dict[str, dict[str, tuple[str, ...]]] = {
+    "bcq": {"4": ("bcq4-g96",), "3": ("bcq3-g96",), "2": ("bcq2-g96",), "1.6": ("bcq1-g32",)},
+    "shiftadd": {
+        "4": ("bcq3-g32-e8m0",),
+        "3": ("bcq3-g96-e8m0",),
+        "2": ("bcq2-g96-e8m0",),
+        "1.6": ("bcq1-g32-e8m0",),
+    },
+    "dbllm": {"2": ("dual-g96",)},
+    "ptqtp": {"4": ("trit2-g96",), "3": ("trit2-row",)},
+    # What these keep beside the codes takes the bits that smaller groups would take.
+    "lorc": {"4": ("int3-g96",), "3": ("int2-g96",)},
+    "salient": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
+    "spqr": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
+}
+ELSEWHERE: frozenset[str] = frozenset({"lossless"})
 # Pairs that papers recommend, beside each alone.
 PAIRS = ("awq+gptq", "gptq:order=activation")
 SMALL: tuple[tuple[str, str], ...] = (
