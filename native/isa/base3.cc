@@ -65,6 +65,10 @@ struct Powers {
   I32 dot[2][limbs][4];
 };
 
+LOWBIT_INLINE I32 joined(const I32 (&dot)[4]) {
+  return add(dot[0], shift_right<2>(add(dot[1], shift_right<2>(add(dot[2], shift_right<2>(dot[3]))))));
+}
+
 // Segment `g` of the five that begin at `codes`; both tiles of a step share the activations.
 template <int limbs, size_t g>
 LOWBIT_INLINE void linear_group(const uint8_t* codes, const int8_t* x, const int8_t* y, int32_t start,
@@ -91,10 +95,90 @@ LOWBIT_INLINE void linear_group(const uint8_t* codes, const int8_t* x, const int
       if constexpr (limbs == 2) dot[1][power] = dot4(dot[1][power], w, broadcast4(y + 4 * i));
     });
   });
-  unroll<2 * limbs>([&](auto i) LOWBIT_UNROLLED {
-    const auto& dot = sums.dot[i / limbs][i % limbs];
-    out[i] = add(dot[0], shift_right<2>(add(dot[1], shift_right<2>(add(dot[2], shift_right<2>(dot[3]))))));
-  });
+  unroll<2 * limbs>([&](auto i) LOWBIT_UNROLLED { out[i] = joined(sums.dot[i / limbs][i % limbs]); });
+}
+#endif
+
+#ifdef LOWBIT_BIT_MATRIX
+// One token times blocks of linear levels, with int8 activations and groups that are rows or multiples of 64:
+// five segments, the steps of 16 vectors, at a time, so that every vector is decoded once and sums go to
+// their floats in registers. What remains of a row goes segment by segment.
+template <typename Tail>
+LOWBIT_INLINE void rounds_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& a,
+                             size_t token, float* acc, uint8_t* scratch, Tail tail) {
+  float* const scales = reinterpret_cast<float*>(scratch);
+  int32_t* const starts = reinterpret_cast<int32_t*>(scales + t.groups * kBlockRows);
+  const size_t padded = a.padded, whole = padded / (kTritSteps * kActivationGroup);
+  const int8_t* const high = a.high + token * padded;
+  const float* const activations = a.scales + token * a.groups;
+  for (size_t i = 0; i < a.groups; ++i) {
+    const size_t k = i * kActivationGroup;
+    starts[i] = t.base * segment_scale(a, token, k, std::min(k + kActivationGroup, padded)).sum;
+  }
+  for (const size_t last_block = block + blocks; block < last_block; ++block, acc += kBlockRows) {
+    block_scales(t, block, scales);
+    const uint8_t* const first = t.codes + block * t.vectors * kVectorBytes;
+    const float* scale = scales;
+    size_t group_end = t.group_size;
+    F32 f[2] = {load(acc), load(acc + kTileRows)}, run[2] = {set1(-0.0f), set1(-0.0f)};
+    const auto finish = [&](size_t segment, const I32(&sums)[2]) LOWBIT_EXPANDED {
+      const F32 activation = set1(activations[segment]);
+      unroll<2>([&](auto tile)
+                    LOWBIT_UNROLLED { run[tile] = fma(to_f32(sums[tile]), activation, run[tile]); });
+      const size_t end = (segment + 1) * kActivationGroup;
+      if (end < group_end && end < padded) return;
+      unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+        f[tile] = fma(run[tile], load(scale + tile * kTileRows), f[tile]);
+        run[tile] = set1(-0.0f);
+      });
+      scale += kBlockRows;
+      group_end += t.group_size;
+    };
+    for (size_t r = 0; r < whole; ++r) {
+      const uint8_t* const codes = first + r * kRound * kVectorBytes;
+      const int8_t* const x = high + r * kTritSteps * kActivationGroup;
+      Fields fields[2];
+      I32 dot[2][4];
+      expand<kTritSteps * kGroupSteps>([&](auto step) LOWBIT_EXPANDED {
+        constexpr size_t place = step % kTritSteps, power = place < 4 ? place : 3;
+        const size_t segment = r * kTritSteps + step / kGroupSteps;
+        if constexpr (step % kGroupSteps == 0)
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+            dot[tile][0] = set1_i32(starts[segment]);
+            dot[tile][1] = dot[tile][2] = dot[tile][3] = zero_i32();
+          });
+        if constexpr (place == 0) {
+          const uint8_t* const p = codes + step / kTritSteps * kVectorBytes;
+          fields[0] = decode(load_once(p));
+          fields[1] = decode(load_once(p + 64));
+          fetch_ahead<2>(p);
+        }
+        const I32 v = broadcast4(x + 4 * step);
+        unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+          U8 w = fields[tile].fifth;
+          if constexpr (place < 4) w = and_(fields[tile].four, set1_u8(3 << (2 * place)));
+          dot[tile][power] = dot4(dot[tile][power], w, v);
+        });
+        if constexpr (step % kGroupSteps == kGroupSteps - 1) {
+          I32 sums[2];
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED { sums[tile] = joined(dot[tile]); });
+          finish(segment, sums);
+        }
+      });
+    }
+    for (size_t segment = whole * kTritSteps; segment < a.groups; ++segment) {
+      const size_t k = segment * kActivationGroup;
+      Operands o = {};
+      o.codes = first;
+      o.high = high;
+      const Segment s = {k, std::min(k + kActivationGroup, padded), 0, starts[segment], false, {}};
+      I32 sums[2];
+      tail(o, s, sums);
+      finish(segment, sums);
+    }
+    store(acc, f[0]);
+    store(acc + kTileRows, f[1]);
+  }
 }
 #endif
 
@@ -177,6 +261,15 @@ void sums_of(const CodeTerm& t, const Operands& o, const Segment* segments, size
   }
 }
 
+#ifdef LOWBIT_BIT_MATRIX
+void fast(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
+          uint8_t* scratch) {
+  rounds_of(t, block, blocks, a, token, acc, scratch, [&](const Operands& o, const Segment& s, I32* sums) {
+    sums_of<Map::linear, 1>(t, o, &s, 1, sums);
+  });
+}
+#endif
+
 template <Map map>
 SegmentSums kernel(int limbs) {
   return limbs == 2 ? sums_of<map, 2> : sums_of<map, 1>;
@@ -209,6 +302,12 @@ void base3_planes(const CodeTerm& t, const uint8_t* codes, size_t chunks, uint8_
         store_u8(planes + ((to + i) / 2 * 4 + tile * 2 + (to + i) % 2) * 64, out[i]);
     }
 }
+
+#ifdef LOWBIT_BIT_MATRIX
+Gemv base3_gemv(const CodeTerm& t) {
+  return t.groups == 1 || t.group_size % kActivationGroup == 0 ? fast : nullptr;
+}
+#endif
 
 SegmentSums base3_sums(const CodeTerm& t, int limbs) {
   if (t.map == Map::table1) return kernel<Map::table1>(limbs);

@@ -36,6 +36,7 @@ using Gemv = void (*)(const CodeTerm& term, size_t block, size_t blocks, const A
                       float* acc, uint8_t* scratch);
 // The kernel for a term that the fast ones of this instruction set cover, or null.
 Gemv fast_gemv(const CodeTerm& term, int limbs);
+Gemv base3_gemv(const CodeTerm& term);  // linear and plain, one limb of activations
 
 // Bytes that the stream of codes is fetched ahead of its use: the hardware's own prefetch stops at each page.
 // Straight to the first-level cache and not into the second: weights are read once per token.
