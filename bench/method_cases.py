@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-WIDTHS = ("4", "3", "2", "1.6")
-PLAIN = {"4": "int4-g32", "3": "int3-g32", "2": "int2-g32", "1.6": "ternary-g32"}
+WIDTHS = ("8", "4", "3", "2", "1.6")
+PLAIN = {"4": "int4-g32", "3": "int3-g32", "2": "int2-g32", "1.6": "ternary"}
 
 # Formats of others at the same widths, rounded to nearest: what the number format alone is worth.
 FORMATS = {
+    "8": ("int8-row", "int8-g32", "e4m3fn-row", "mxfp8_e4m3"),
     "4": ("int4a-g32", "int4-g16-m4", "nf4-g32", "e2m1-g32", "mxfp4", "nvfp4", "bitmod4-g32", "shift4-g32"),
-    "3": ("int3a-g32", "int3-g16-m4", "bitmod3-g32", "shift3-g32", "bcq3-g32", "trit2-g32"),
-    "2": ("int2a-g32", "int2-g16-m4", "bcq2-g32"),
+    "3": ("int3a-g32", "int3-g16-m4", "bitmod3-g32", "shift3-g32", "bcq3-g96"),
+    "2": ("int2a-g32", "int2-g16-m4", "bcq2-g96"),
     "1.6": ("int1-g32",),
 }
 OWN: dict[str, dict[str, tuple[str, ...]]] = {
@@ -36,21 +37,24 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "lorc": {"4": ("int3-g96",), "3": ("int2-g96",)},
     "salient": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
     "spqr": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
+    "llmfp4": {"4": ("e2m1-g32",)},
+    "llmint8": {"8": ("int8-row",)},
+    "smoothquant": {"8": ("int8-row",), "4": ("int4-g32",)},
 }
-ELSEWHERE: frozenset[str] = frozenset({"lossless"})
-# Pairs that papers recommend, beside each alone.
-PAIRS = ("awq+gptq", "gptq:order=activation")
-SMALL: tuple[tuple[str, str], ...] = (
-    ("4", "rtn"),
-    ("4", "gptq"),
-    ("4", "awq+gptq"),
-    ("3", "rtn"),
-    ("3", "gptq"),
-    ("3", "awq+gptq"),
-    ("2", "rtn"),
-    ("2", "gptq"),
+ELSEWHERE: frozenset[str] = frozenset({"ksort", "lossless"})  # for caches of keys, and without any loss
+# What papers recommend together, beside each alone.
+PAIRS = ("gptq:order=activation", "awq+gptq", "hadamard+gptq", "awq+descent")
+SMALL = (
+    ("4", "rtn", "int4-g64"),
+    ("4", "gptq", "int4-g64"),
+    ("4", "awq+gptq", "int4-g64"),
+    ("3", "rtn", "int3-g64"),
+    ("3", "gptq", "int3-g64"),
+    ("3", "descent", "int3-g64"),
+    ("2", "rtn", "int2-g64"),
+    ("2", "descent", "int2-g64"),
+    ("1.6", "rtn", "ternary-g64"),
 )
-SMALL_FORMATS = {"4": "int4-g64", "3": "int3-g64", "2": "int2-g64"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def stories_cases() -> list[Case]:
     for width in WIDTHS:
         for method in _methods():
             name = method.partition(":")[0]
-            for format in OWN.get(name, {}).get(width, () if name in OWN else (PLAIN[width],)):
+            for format in OWN.get(name, {}).get(
+                width, () if name in OWN or width not in PLAIN else (PLAIN[width],)
+            ):
                 case = Case(width, method, format)
                 found.setdefault(case.key, case)
         for format in FORMATS[width]:
@@ -82,14 +88,15 @@ def stories_cases() -> list[Case]:
 
 
 def smollm_cases() -> list[Case]:
-    return [Case(width, method, SMALL_FORMATS[width]) for width, method in SMALL]
+    return [Case(*one) for one in SMALL]
 
 
 def _methods() -> Iterator[str]:
     from lowbit.compress.folds import FOLDS
+    from lowbit.compress.views import VIEWS
     from lowbit.quantize.methods import METHODS
 
-    for name in (*METHODS, *FOLDS, *PAIRS):
+    for name in (*METHODS, *FOLDS, *VIEWS, *PAIRS):
         if name not in ELSEWHERE:
             yield name
 

@@ -13,7 +13,7 @@ from report import ReportError
 PAGE, PICTURE = "methods.md", "methods.png"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 HEAD = ("method", "format", "bits", "KL", "same top token", "perplexity", "s", "MB")
-WIDTHS = ("4", "3", "2", "1.6")
+WIDTHS = ("8", "4", "3", "2", "1.6")
 Row = Mapping[str, Any]
 
 
@@ -84,7 +84,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         for width in WIDTHS:
             rows = ranked(found, width)
             if rows:
-                parts.append(f"**{width} bits**")
+                activations = ", activations in 8 bits as well" if width == "8" else ""
+                parts.append(f"**{width} bits**{activations}")
                 parts.append(_table([HEAD, *(cells(row, text) for row in rows)]))
         refused = [row for row in found["rows"] if "refused" in row]
         if refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ def run_cases(
 ) -> Iterator[Row]:
     """One row for each case, in order; refusals and failures are rows as well."""
     for begin in range(0, len(cases), TOGETHER):
-        rows, made = [], {}
+        rows: list[Row] = []
+        made: dict[str, Path] = {}
         for number, case in enumerate(cases[begin : begin + TOGETHER]):
             output = work / f"{subject.name}-{number}"
             row = quantized(subject, case, output)
@@ -44,7 +46,9 @@ def run_cases(
             if "refused" not in row:
                 made[case.key] = output
             say(f"  {case.key}: " + (row.get("refused") or f"{row['seconds']:.1f} s"))
-        found = measured(subject, made)
+        eight = {row["key"] for row in rows if row["width"] == "8"}
+        found = measured(subject, {key: path for key, path in made.items() if key not in eight})
+        found |= measured(subject, {key: path for key, path in made.items() if key in eight}, "int8")
         for row in rows:
             yield {**row, **found.get(row["key"], {})}
         for output in made.values():
@@ -76,14 +80,17 @@ def quantized(subject: Subject, case: Case, output: Path) -> Row:
     }
 
 
-def measured(subject: Subject, models: dict[str, Path]) -> dict[str, Row]:
-    """KL, agreement and perplexity of each model on all texts of the subject."""
+def measured(subject: Subject, models: dict[str, Path], activations: str = "int16") -> dict[str, Row]:
+    """KL, agreement and perplexity of each model on all texts of the subject.
+
+    activations: of the models; the reference has int16 always
+    """
     found: dict[str, Row] = {key: {} for key in models}
     for name, (text, tokens, context) in subject.texts.items():
         if not models:
             continue
         arguments = [subject.source, *models.values(), "--text", text, "--max-tokens", tokens]
-        arguments += ["--context", context, "--activations", "int16", "--kv-bits", "16"]
+        arguments += ["--context", context, "--activations", activations, "--kv-bits", "16"]
         told = process.lowbit_json("compare", *map(str, arguments))
         for key, model in zip(models, told["models"]):
             found[key][name] = {
@@ -102,4 +109,4 @@ def _calibrated(method: str) -> bool:
 
 def _reason(text: str) -> str:
     """What went wrong, without the command and the folders."""
-    return text.rpartition("lowbit: ")[2][:300]
+    return re.sub(r"[;\s]+\d*$", "", text.rpartition("lowbit: ")[2])[:300]

@@ -44,7 +44,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="put what a partial run finds into the result")
     parser.add_argument("--list", action="store_true", help="only print the cases")
     parser.add_argument("--render", action="store_true", help="only docs/methods.md and its plot")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.cache = options.cache.resolve()
+    return options
 
 
 def stories(options: argparse.Namespace, missing: dict[str, str]) -> Subject | None:

@@ -62,14 +62,15 @@ RESULT = {
 
 def test_every_method_is_in_the_table():
     from lowbit.compress.folds import FOLDS
+    from lowbit.compress.views import VIEWS
     from lowbit.formats import parse_format
     from lowbit.quantize.methods import METHODS
 
     cases = method_cases.stories_cases()
     assert len({case.key for case in cases}) == len(cases)
     named = {case.method.partition(":")[0] for case in cases}
-    assert {*METHODS, *FOLDS} <= named | method_cases.ELSEWHERE
-    assert set(method_cases.OWN) <= {*METHODS, *FOLDS}
+    assert {*METHODS, *FOLDS, *VIEWS} <= named | method_cases.ELSEWHERE
+    assert set(method_cases.OWN) <= {*METHODS, *FOLDS, *VIEWS}
     for case in (*cases, *method_cases.smollm_cases()):
         assert case.width in method_cases.WIDTHS
         parse_format(case.format)

@@ -78,6 +78,8 @@ def llmcompressor(method, bits, group, source, windows):
     from llmcompressor.modifiers.quantization import GPTQModifier, QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
+    # Its AWQ pins memory for a GPU, and without one that is an error; here there is nothing to pin it for.
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor
     kind, _, symmetric = method.partition("-")
     arguments = QuantizationArgs(
         num_bits=bits, group_size=group, strategy="group", symmetric=symmetric == "sym", type="int"
@@ -101,14 +103,10 @@ def llmcompressor(method, bits, group, source, windows):
     tensors = dict(model.state_dict())
     with torch.inference_mode():
         for name, module in model.named_modules():
-            if name.endswith(MATRICES):
-                tensors[f"{name}.weight"] = fake_quantize(
-                    module.weight,
-                    module.weight_scale,
-                    getattr(module, "weight_zero_point", None),
-                    arguments,
-                    g_idx=getattr(module, "weight_g_idx", None),
-                )
+            if name.endswith(MATRICES) and kind != "gptq":  # which has rounded its weights already
+                zero_point = getattr(module, "weight_zero_point", None)
+                rounded = fake_quantize(module.weight, module.weight_scale, zero_point, arguments)
+                tensors[f"{name}.weight"] = rounded
     return tensors, bits + (16 + (0 if symmetric else bits)) / group
 
 
