@@ -44,30 +44,38 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
 ELSEWHERE: frozenset[str] = frozenset({"ksort", "lossless"})  # for caches of keys, and without any loss
 # What papers recommend together, beside each alone.
 PAIRS = ("gptq:order=activation", "awq+gptq", "hadamard+gptq", "awq+descent")
-SMALL = (
-    ("4", "rtn", "int4-g64"),
-    ("4", "gptq", "int4-g64"),
-    ("4", "awq+gptq", "int4-g64"),
-    ("3", "rtn", "int3-g64"),
-    ("3", "gptq", "int3-g64"),
-    ("3", "descent", "int3-g64"),
-    ("2", "rtn", "int2-g64"),
-    ("2", "descent", "int2-g64"),
-    ("1.6", "rtn", "ternary-g64"),
+# Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits.
+BUDGETS = {"4": ("4.5",), "3": ("3.5", "3.0"), "2": ("2.5",)}
+MIXED = ("rtn", "gptq", "descent")
+# SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits.
+LIGHT = ("--embedding", "int6-g32")
+SMALL: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("4", "rtn", "int4-g64", ()),
+    ("4", "gptq", "int4-g64", ()),
+    ("4", "gptq", "int4-g32", ()),
+    ("4", "rtn", "int5-g32", ()),
+    ("4", "rtn", "int4a-g32", LIGHT),
+    ("4", "gptq", "int4a-g32", LIGHT),
+    ("3", "rtn", "int3-g64", ()),
+    ("3", "gptq", "int3-g64", ()),
+    ("2", "rtn", "int2-g64", ()),
+    ("2", "gptq", "int2-g64", ()),
+    ("1.6", "rtn", "ternary-g64", ()),
 )
 
 
 @dataclass(frozen=True)
 class Case:
-    """width: the heading under which it stands."""
+    """width: the heading under which it stands; options: more of `lowbit quantize`."""
 
     width: str
     method: str
     format: str
+    options: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
-        return f"{self.method}@{self.format}"
+        return " ".join([f"{self.method}@{self.format}", *self.options])
 
 
 def stories_cases() -> list[Case]:
@@ -84,6 +92,10 @@ def stories_cases() -> list[Case]:
         for format in FORMATS[width]:
             case = Case(width, "rtn", format)
             found.setdefault(case.key, case)
+        for bits in BUDGETS.get(width, ()):
+            for method in MIXED:
+                case = Case(width, method, "auto", ("--bits", bits))
+                found.setdefault(case.key, case)
     return list(found.values())
 
 

@@ -12,7 +12,7 @@ from report import ReportError
 
 PAGE, PICTURE = "methods.md", "methods.png"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
-HEAD = ("method", "format", "bits", "KL", "same top token", "perplexity", "s", "MB")
+HEAD = ("method", "format", "bits", "file", "KL", "same top token", "perplexity", "time", "memory")
 WIDTHS = ("8", "4", "3", "2", "1.6")
 Row = Mapping[str, Any]
 
@@ -37,11 +37,12 @@ def cells(row: Row, text: str) -> list[str]:
         name,
         row["format"],
         f"{row['bits_per_weight']:.2f}",
+        f"{row['size_bytes'] / 1e6:.1f} MB" if "size_bytes" in row else "-",
         f"{_kl(row, text):.4f} ± {told['kl_standard_error'] or 0:.4f}",
         f"{told['top1_agreement']:.1%}",
         f"{told['perplexity']:.3f}" if told["perplexity"] is not None else "-",
-        f"{row['seconds']:.1f}",
-        f"{peak / 1e6:.0f}" if peak else "-",
+        f"{row['seconds']:.1f} s",
+        f"{peak / 1e6:.0f} MB" if peak else "-",
     ]
 
 

@@ -57,10 +57,13 @@ def run_cases(
 
 def quantized(subject: Subject, case: Case, output: Path) -> Row:
     """Quantize: time, peak memory and bits of the layers' matrices and of all."""
-    row: Row = {"key": case.key, "width": case.width, "method": case.method, "format": case.format}
-    arguments = ["quantize", subject.source, case.format, "--method", case.method]
-    arguments += ["--embedding", subject.embedding, "--no-verify", "-o", output, "--force"]
-    if _calibrated(case.method):
+    shown = " ".join([case.format, *case.options])
+    row: Row = {"key": case.key, "width": case.width, "method": case.method, "format": shown}
+    arguments = ["quantize", subject.source, case.format, "--method", case.method, *case.options]
+    if "--embedding" not in case.options:
+        arguments += ["--embedding", subject.embedding]
+    arguments += ["--no-verify", "-o", output, "--force"]
+    if case.format == "auto" or _calibrated(case.method):
         text, windows, length = subject.calibration
         arguments += ["--calibration", text, "--samples", windows, "--length", length]
     try:

@@ -40,7 +40,7 @@ RUNS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
     ("llmcompressor", "rtn-sym", (4, 3, 2)),
     ("llmcompressor", "gptq-sym", (4, 3, 2)),
     ("llmcompressor", "awq", (4, 3, 2)),
-    ("auto-round", "signround-sym", (4, 3, 2)),
+    ("auto-round", "signround-sym", (3, 2)),
 )
 
 
