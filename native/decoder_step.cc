@@ -12,7 +12,8 @@ constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows 
 constexpr size_t kPassStep = 96;      // tokens: full column tiles of the products and full tiles of queries
 constexpr size_t kLargestPass = 480;  // products gain nothing from more
 constexpr size_t kColumns = 6;        // tokens that a register tile of the products takes
-constexpr size_t kPassShare = 32;  // beyond a step, rows of a pass take at most 1/32 of the weights' memory
+// Beyond a step, rows of a pass take at most 1/32 of the weights' memory, and 1/16 of what exceeds 128 MB.
+constexpr size_t kPassShare = 32, kLargeWeights = size_t{128} << 20;
 // Rows of an attention tile: a multiple of six (the register tile) and of the usual group sizes 1-4, 6, 8, 9;
 // keys and values are widened once for all of them.
 constexpr size_t kTileQueries = 72;
@@ -162,7 +163,9 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
                         spec_.rotary_dim + (inner_floats_ ? spec_.intermediate_size : 0) +
                         (normed_floats_ ? normed_size() : 0);
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
-  const size_t fitting = weight_bytes(decoder) / kPassShare / (floats * sizeof(float) + 2 * codes * limbs);
+  const size_t weights = weight_bytes(decoder);
+  const size_t allowed = (weights + std::max(weights, kLargeWeights) - kLargeWeights) / kPassShare;
+  const size_t fitting = allowed / (floats * sizeof(float) + 2 * codes * limbs);
   pass_tokens_ = std::clamp(fitting / kPassStep * kPassStep, kPassStep, kLargestPass);
   queries_per_tile_ = std::max<size_t>(1, kTileQueries / (spec_.n_heads / spec_.n_kv_heads));
   next_item_.reset(new std::atomic<size_t>[spec_.n_layers]);

@@ -151,6 +151,7 @@ def test_no_machine_paths():
 PUBLIC = {
     "lowbit": [
         "FORMATS",
+        "Auto",
         "CheckpointError",
         "Format",
         "FormatError",

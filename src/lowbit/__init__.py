@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from lowbit.engine import Generation, LanguageModel, load
     from lowbit.errors import CheckpointError, FormatError, LowbitError, RequestError, UnsupportedError
     from lowbit.formats import FORMATS, Format, Scheme, emulate, parse_format
+    from lowbit.formats.auto import Auto
     from lowbit.kernels import matmul
     from lowbit.packed import PackedMatrix
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Auto": "lowbit.formats.auto",
     "FORMATS": "lowbit.formats",
     "Format": "lowbit.formats",
     "Scheme": "lowbit.formats",
@@ -50,6 +52,7 @@ _HOME = {
 
 __all__ = [
     "FORMATS",
+    "Auto",
     "CheckpointError",
     "Format",
     "FormatError",
@@ -103,7 +106,8 @@ def quantize(
 
     source: float array [out_features, in_features], or a model: a directory, a .gguf file,
         a hub id or `smollm2-135m`.
-    format: a Format or its name (`"int4-g64"`); for a checkpoint also a Scheme or its name.
+    format: a Format or its name (`"int4-g64"`); for a checkpoint also a Scheme or its name,
+        or an Auto (`Auto(bits=3.2)`), which chooses a format for each matrix under a budget.
     output: the directory to write; required for a checkpoint, refused for an array.
     method: how to choose the codes, such as "rtn" or "gptq:order=activation"; see docs/methods.md.
         For an array one that needs no calibration.
@@ -124,6 +128,7 @@ def quantize(
     """
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
+    from lowbit.formats.auto import Auto
 
     if not isinstance(source, str) and not hasattr(source, "__fspath__"):
         extra = {"output": output, "embedding": embedding, "layers": layers, "progress": progress}
@@ -143,9 +148,13 @@ def quantize(
     from lowbit.compress import quantize_checkpoint
     from lowbit.model.download import resolve
 
-    scheme = Scheme.parse(format)
-    if embedding is not None:
-        scheme = dataclasses.replace(scheme, embedding=parse_format(embedding))
+    scheme: Any = format
+    if not isinstance(format, Auto):
+        scheme = Scheme.parse(format)
+        if embedding is not None:
+            scheme = dataclasses.replace(scheme, embedding=parse_format(embedding))
+    elif embedding is not None or layers is not None:
+        raise RequestError("quantize: an Auto chooses every format; give embedding to it, and no layers")
     if layers is not None:
         overrides = {pattern: parse_format(value) for pattern, value in layers.items()}
         scheme = dataclasses.replace(scheme, layers={**overrides, **scheme.layers})

@@ -1,5 +1,7 @@
 """`lowbit quantize --method` and `lowbit methods`."""
 
+import json
+
 import pytest
 
 pytest.importorskip("torch")
@@ -43,3 +45,33 @@ def test_the_list(lowbit):
     assert methods["gptq"]["calibrated"] and not methods["rtn"]["calibrated"]
     assert methods["gptq"]["options"]["damping"] == 0.01
     assert "arXiv:2210.17323" in lowbit("methods").out
+
+
+def test_formats_are_chosen_under_a_budget(lowbit, tiny_model, tmp_path):
+    choices = ["--choices", "int2-g32,int4-g32,int8-g32", "--samples", "4", "--length", "32"]
+    done = lowbit("quantize", tiny_model, "auto", "--bits", "4.5", *choices, "-o", tmp_path / "a", "--json")
+    result = done.json()
+    found = {layer["format"] for layer in result["layers"]} - {"int6-g32"}
+    assert found <= {"int2-g32", "int4-g32", "int8-g32"} and len(found) > 1
+    assert result["auto"]["bits_per_weight"] <= 4.5
+    assert "auto" in json.loads((tmp_path / "a" / "lowbit.json").read_text())
+    size = lowbit("quantize", tiny_model, "auto", "--bytes", "90kB", *choices, "-o", tmp_path / "b")
+    assert size.code == 0 and "chosen: " in size.out
+    assert (tmp_path / "b" / "model.safetensors").stat().st_size < 130_000
+    assert lowbit("run", tmp_path / "a", "-p", "hello", "-n", "3").code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["auto"], "give one of them"),
+        (["auto", "--bits", "1"], "the smallest choices take 2.5243"),
+        (["auto", "--bits", "4", "--bytes", "60MB"], "give one of them"),
+        (["int4-g32", "--bits", "4"], "belongs to the format auto"),
+        (["auto", "--bits", "4", "--layer", "*=int4-g32"], "no layers"),
+    ],
+)
+def test_budgets_that_cannot_be_met(lowbit, tiny_model, tmp_path, more, words):
+    done = lowbit("quantize", tiny_model, *more, "-o", tmp_path / "out")
+    assert done.code == 2 and words in done.err, done.err
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from lowbit.cli.pull import locate
 def configure(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     parser.add_argument(
-        "format", metavar="FORMAT", help="such as int4-g32, nf4, mxfp4; `lowbit formats` lists"
+        "format",
+        metavar="FORMAT",
+        help="such as int4-g32, nf4, mxfp4; `lowbit formats` lists; auto: chosen for each matrix, "
+        "with --bits or --bytes",
     )
     parser.add_argument("-o", "--output", metavar="DIR", required=True, help="the directory to write")
     parser.add_argument(
@@ -36,6 +40,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="rtn",
         metavar="NAME[:OPTION=VALUE,..]",
         help="how codes are chosen (default %(default)s, round to nearest); `lowbit methods` lists",
+    )
+    auto = parser.add_argument_group("budget, for the format auto")
+    auto.add_argument("--bits", type=float, metavar="B", help="per weight of the layers, scales included")
+    auto.add_argument("--bytes", metavar="SIZE", help="of all weights, such as 60MB")
+    auto.add_argument("--choices", metavar="LIST", help="formats to choose from, with commas between")
+    auto.add_argument(
+        "--sensitivity", metavar="NAME", help="how damage is measured: fisher, kl, hawq, output"
     )
     text = parser.add_argument_group("calibration, for methods that watch the activations")
     text.add_argument("--calibration", metavar="FILE", help="a UTF-8 text (default: a shipped one)")
@@ -64,9 +75,15 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
         report.check_target(args.report)
     source, target = locate(args.model), Path(args.output)
+    if args.format != "auto":
+        for name in ("bits", "bytes", "choices", "sensitivity"):
+            if getattr(args, name) is not None:
+                raise options.UsageError(
+                    f"quantize: --{name} belongs to the format auto, not to {args.format}"
+                )
     result = quantize(
         str(source),
-        args.format,
+        _auto(args) if args.format == "auto" else args.format,
         target,
         search=args.search,
         embedding=args.embedding,
@@ -87,7 +104,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
 def quantize(
     model: str,
-    format_name: str,
+    format: Any,
     target: Path,
     *,
     search: str = "mse",
@@ -105,10 +122,10 @@ def quantize(
     """Quantize with a progress bar; returns the object that --json prints."""
     import lowbit
 
-    with output.Progress(f"quantize to {format_name}") as bar:
+    with output.Progress(f"quantize to {format if isinstance(format, str) else 'chosen formats'}") as bar:
         report = lowbit.quantize(
             model,
-            format_name,
+            format,
             target,
             search=search,
             embedding=embedding,
@@ -132,6 +149,9 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         f"{output.megabytes(result['size_bytes'])}, {len(result['layers'])} tensors "
         f"in {result['seconds']:.1f} s\n"
     )
+    if "auto" in result:
+        counts = Counter(layer["format"] for layer in result["layers"])
+        sys.stdout.write("chosen: " + ", ".join(f"{n} x {name}" for name, n in sorted(counts.items())) + "\n")
     measured = result.get("measured", {})
     if "skipped" in measured:
         sys.stdout.write(f"not measured: {measured['skipped']}\n")
@@ -143,6 +163,16 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         )
     if sys.stderr.isatty():
         output.note(f"talk to it: lowbit run {result['output']} 'What is a language model?'")
+
+
+def _auto(args: argparse.Namespace) -> Any:
+    from lowbit.formats.auto import Auto
+
+    given = {name: getattr(args, name) for name in ("bits", "bytes", "choices", "sensitivity")}
+    found = {name: value for name, value in given.items() if value is not None}
+    if args.embedding is not None:
+        found["embedding"], args.embedding = args.embedding, None
+    return Auto(**found)
 
 
 def _layers(options_given: list[str]) -> dict[str, str] | None:

@@ -23,6 +23,7 @@ from lowbit.compress.parts import Parts
 from lowbit.compress.recipe import parse_recipe
 from lowbit.errors import CheckpointError, RequestError
 from lowbit.formats import Format, Scheme
+from lowbit.formats.auto import Auto
 from lowbit.model.checkpoint import Checkpoint, open_checkpoint
 from lowbit.model.families import expected_tensors
 from lowbit.packed import PackedMatrix, TensorWriter, planned_arrays
@@ -37,7 +38,7 @@ Formats = dict[str, Format | None]
 
 def quantize_checkpoint(
     source: str | os.PathLike[str],
-    scheme: Scheme | str,
+    scheme: Scheme | Auto | str,
     output: str | os.PathLike[str],
     search: str = "mse",
     progress: Progress | None = None,
@@ -52,7 +53,7 @@ def quantize_checkpoint(
     """Quantize every matrix of a checkpoint and write a lowbit directory.
 
     source: a transformers directory, a GGUF file or a lowbit directory
-    scheme: which format each tensor takes; norms and biases stay float32
+    scheme: which format each tensor takes, or an Auto, which finds that out; norms and biases stay float32
     output: the directory to write; it appears when everything is done, or not at all
     search: "mse" or "minmax", see `quantize.round_to_nearest`, for methods that have the option
     progress: called as progress(weights done, weights in all, tensor name) after each tensor
@@ -68,22 +69,30 @@ def quantize_checkpoint(
     Returns {"output", "method", "bits_per_weight" (over all matrices, everything stored counts), "seconds",
     "peak_rss_bytes", "calibration_tokens", "layers": [{"name", "shape", "format", "bits_per_weight",
     "relative_squared_error", and where inputs were seen "relative_output_error" and "input_histogram" of
-    their channels}]}.
+    their channels}]}, and "auto", what `resolve_auto` tells, where it chose.
     Raises FormatError before anything is written if a group size does not fit a matrix.
     """
     started = time.perf_counter()
-    scheme = Scheme.parse(scheme)
+    auto = scheme if isinstance(scheme, Auto) else None
     recipe = parse_recipe(method, search)
     target = Path(output)
     check_target(target, force)
     with open_checkpoint(source) as stored:
         checkpoint = recipe.view(stored)
-        formats = plan(checkpoint, scheme)
-        tokens = None
-        if recipe.calibrated:
+        tokens, chosen = None, None
+        if recipe.calibrated or auto is not None:
             tokens = calibration_windows(calibration, checkpoint, samples, length, seed)
         elif calibration is not None:
             raise RequestError(f"quantize: method {recipe} runs no text; leave calibration away")
+        if auto is not None:
+            from lowbit.compress.choose import resolve_auto
+
+            assert tokens is not None
+            scheme, chosen = resolve_auto(auto, checkpoint, tokens, recipe.method, progress)
+        assert not isinstance(scheme, Auto)
+        scheme = Scheme.parse(scheme)
+        formats = plan(checkpoint, scheme)
+        seen = tokens if recipe.calibrated else None
         details = {
             "version": VERSION,
             "format": "lowbit",
@@ -92,6 +101,8 @@ def quantize_checkpoint(
             "method": str(recipe),
             "calibration": _digest(tokens),
         }
+        if chosen is not None:
+            details["auto"] = {key: value for key, value in chosen.items() if key != "items"}
         if recipe.plain:
             with atomic_directory(target, force) as folder:
                 layers, metas = _write_tensors(checkpoint, formats, folder, search, progress)
@@ -99,11 +110,12 @@ def quantize_checkpoint(
         else:
             request = details | {"source": _identity(Path(source))}
             with Parts(target, request, restart) as parts:
-                quantize_layers(checkpoint, formats, recipe, parts, tokens, progress or (lambda *_: None))
+                quantize_layers(checkpoint, formats, recipe, parts, seen, progress or (lambda *_: None))
                 with atomic_directory(target, force) as folder:
                     layers, metas = _join(checkpoint, formats, parts, folder)
                     _describe(checkpoint, scheme, details | {"tensors": metas}, folder)
                 parts.discard()
+    extra = {} if chosen is None else {"auto": chosen}
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
     bits = sum(layer["bits_per_weight"] * layer["shape"][0] * layer["shape"][1] for layer in layers)
     return {
@@ -114,6 +126,7 @@ def quantize_checkpoint(
         "peak_rss_bytes": peak_rss_bytes(),
         "calibration_tokens": 0 if tokens is None else int(tokens.size),
         "layers": layers,
+        **extra,
     }
 
 
