@@ -18,6 +18,7 @@ from lowbit.errors import CheckpointError, FormatError, RequestError  # noqa: E4
 from lowbit.formats import Scheme, parse_format  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
 from lowbit.model.reference import reference_logits  # noqa: E402
+from lowbit.packed import RowsTerm  # noqa: E402
 from lowbit.quantize import round_to_nearest  # noqa: E402
 from lowbit.quantize.methods import parse_method  # noqa: E402
 
@@ -245,3 +246,42 @@ def test_folds_and_methods_together(base_model, tmp_path):
         errors[method] = np.square(pair[0] - pair[1]).mean()
     assert errors["gptq"] < errors["rtn"] and errors["awq+gptq"] < errors["rtn"]
     assert errors["awq"] != errors["awq+gptq"]
+
+
+def test_mixllm_gives_a_share_of_all_rows_more_bits(base_model, tmp_path):
+    method, given = "gptq+mixllm:fraction=0.2,samples=2", {"calibration": TOKENS}
+    report = quantize_checkpoint(base_model, INT3, tmp_path / "mixed", method=method, **given)
+    assert report["method"] == method
+    quantize_checkpoint(base_model, INT3, tmp_path / "plain", method="gptq", **given)
+    refined = total = 0
+    errors = []
+    with (
+        open_checkpoint(base_model) as source,
+        open_checkpoint(tmp_path / "mixed") as mixed,
+        open_checkpoint(tmp_path / "plain") as plain,
+    ):
+        for name in source.names():
+            if not name.endswith("proj.weight"):
+                continue
+            term = mixed.matrix(name).terms[-1]
+            rows = term.rows if isinstance(term, RowsTerm) else np.zeros(0, int)
+            refined, total = refined + len(rows), total + len(source.read(name))
+            if "layers.0.self_attn.q_proj" in name:  # nothing before it differs
+                others = np.delete(np.arange(64), rows)
+                np.testing.assert_array_equal(mixed.read(name)[others], plain.read(name)[others])
+            if len(rows):
+                weight = source.read(name)[rows]
+                assert np.square(mixed.read(name)[rows] - weight).sum() < 0.1 * np.square(weight).sum()
+        assert refined == int(0.2 * total)
+        weights = {c: {n: c.read(n) for n in c.names()} for c in (source, mixed, plain)}
+        logits = [reference_logits(source.config, w, list(TOKENS[0])) for w in weights.values()]
+        errors = [np.square(z - logits[0]).mean() for z in logits[1:]]
+    assert errors[0] < 0.8 * errors[1]
+    again = quantize_checkpoint(base_model, INT3, tmp_path / "again", method="mixllm:samples=2", **given)
+    assert again["method"] == "rtn+mixllm:samples=2"
+    for bad, message in (("mixllm:fraction=2", "0 to 1"), ("mixllm+gptq", "cannot stand before")):
+        with pytest.raises(RequestError, match=message):
+            quantize_checkpoint(base_model, INT3, tmp_path / "bad", method=bad, **given)
+    from lowbit.engine import load
+
+    assert load(tmp_path / "mixed").generate("ab", max_tokens=4).text is not None

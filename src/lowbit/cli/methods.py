@@ -17,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.compress.folds import FOLDS
+    from lowbit.compress.refinements import REFINEMENTS
     from lowbit.compress.views import VIEWS
     from lowbit.quantize.methods import METHODS
 
@@ -33,6 +34,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "methods": [described(name, method, method.calibrated) for name, method in METHODS.items()],
         "folds": [described(name, fold, True) for name, fold in FOLDS.items()],
         "views": [described(name, view, False) for name, view in VIEWS.items()],
+        "refinements": [described(name, entry, True) for name, entry in REFINEMENTS.items()],
     }
 
 
@@ -41,6 +43,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         ("methods", "round the weights"),
         ("folds", "move factors between activations and weights first; the function stays the same"),
         ("views", "change the whole model before anything else; the function stays the same"),
+        ("refinements", "give a few rows more bits afterwards"),
     ):
         rows = [
             (
@@ -54,6 +57,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         ]
         sys.stdout.write(f"{title.capitalize()} {words}.\n" + output.table(HEADER, rows, right=()) + "\n")
     sys.stdout.write(
-        "`lowbit quantize MODEL FORMAT --method VIEW+FOLD+METHOD:OPTION=VALUE,...`: any views, any folds, a\n"
-        "method. Those marked with yes run a text through the model (--calibration FILE).\n"
+        "`lowbit quantize MODEL FORMAT --method VIEW+FOLD+METHOD+REFINEMENT`, each with :OPTION=VALUE,..:\n"
+        "any views, any folds, a method, at most one refinement. Those marked with yes run a text through the\n"
+        "model (--calibration FILE).\n"
     )

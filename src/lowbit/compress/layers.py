@@ -16,6 +16,7 @@ import numpy as np
 
 from lowbit.compress.parts import Parts
 from lowbit.compress.recipe import Recipe
+from lowbit.compress.refinements import Rows
 from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import Format
 from lowbit.model.families import EMBEDDING, GROUPS
@@ -23,6 +24,7 @@ from lowbit.packed import PackedMatrix
 from lowbit.quantize.histogram import channel_histogram
 from lowbit.quantize.methods import parse_method
 from lowbit.quantize.round_to_nearest import check_finite
+from lowbit.quantize.rows import refine_rows
 from lowbit.quantize.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -74,10 +76,13 @@ def quantize_layers(
         assert isinstance(embedding, PackedMatrix)
         streams = Streams(checkpoint.config, embedding.dequantize(), tokens)
         del embedding
+    rows: Rows | None = None
     for layer, names in enumerate(layers):
         part = f"layer-{layer:05d}"
         if not parts.finished(part):
-            tensors, report = _quantize_layer(checkpoint, formats, recipe, layer, names, streams, tell)
+            if rows is None:
+                rows = recipe.rows(checkpoint, tokens, formats)
+            tensors, report = _quantize_layer(checkpoint, formats, recipe, layer, names, streams, rows, tell)
             parts.write(part, tensors, report)
         else:
             for name in names:
@@ -121,6 +126,7 @@ def _quantize_layer(
     layer: int,
     names: list[str],
     streams: Streams | None,
+    rows: Rows,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, PackedMatrix | np.ndarray], dict[str, Any]]:
     prefix = f"model.layers.{layer}."
@@ -148,7 +154,8 @@ def _quantize_layer(
             # Plain floats have no codes to choose.
             method = recipe.method if format.float_type is None else parse_method("rtn")
             try:
-                tensors[name] = matrix = method(weights[short], format, seen)
+                matrix = method(weights[short], format, seen)
+                tensors[name] = matrix = refine_rows(matrix, weights[short], rows.get(name, ()), format)
             except FormatError as error:
                 raise FormatError(f"quantize {name}: {error}") from error
             report[name] = _error(matrix, weights[short], seen) | {"seconds": time.perf_counter() - started}

@@ -1,7 +1,8 @@
-"""What is done to a model before and while its matrices are rounded: `VIEW+FOLD+METHOD:option=value`.
+"""What is done to a model before and while its matrices are rounded: `VIEW+FOLD+METHOD+REFINEMENT`.
 
 Views (views.py) and folds (folds.py), any number of each, change the weights without changing the model's
-function; the method rounds them. Without a method at the end they are rounded to nearest: `awq` is `awq+rtn`.
+function; the method rounds them; a refinement (refinements.py) gives a few rows more bits. Without a method
+they are rounded to nearest: `awq` is `awq+rtn`. Each part may have options: `gptq:order=activation+mixllm`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowbit.compress.folds import FOLDS, Fold
+from lowbit.compress.refinements import REFINEMENTS, Rows
 from lowbit.compress.views import VIEWS, View
 from lowbit.errors import RequestError
 from lowbit.formats import Format
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A view or a fold, and the options that differ from its defaults."""
+    """A view, fold or refinement, and the options that differ from its defaults."""
 
     name: str
     options: dict[str, Value]
@@ -37,30 +39,43 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """views: how the checkpoint is seen; folds: done to each layer then; method: how it is rounded."""
+    """views: how the checkpoint is seen; folds: done to each layer then; method: how it is rounded;
+    refinement: which rows have more bits.
+    """
 
     views: tuple[Part, ...]
     folds: tuple[Part, ...]
     method: Choice
+    refinement: Part | None = None
 
     @property
     def calibrated(self) -> bool:
         """Must text run through the model?"""
-        return bool(self.folds) or self.method.method.calibrated
+        return bool(self.folds) or self.refinement is not None or self.method.method.calibrated
 
     @property
     def plain(self) -> bool:
-        """Rounding to nearest and no fold: every tensor by itself, its layout known beforehand."""
-        return not self.folds and self.method.name == "rtn"
+        """Rounding to nearest and nothing else: every tensor by itself, its layout known beforehand."""
+        return not self.folds and self.refinement is None and self.method.name == "rtn"
 
     def __str__(self) -> str:
-        return "+".join(map(str, (*self.views, *self.folds, self.method)))
+        last = () if self.refinement is None else (self.refinement,)
+        return "+".join(map(str, (*self.views, *self.folds, self.method, *last)))
 
     def view(self, checkpoint: Checkpoint) -> Checkpoint:
         """The checkpoint through the views, the first one first."""
         for part in self.views:
             checkpoint = VIEWS[part.name].apply(checkpoint, **part.options)
         return checkpoint
+
+    def rows(
+        self, checkpoint: Checkpoint, tokens: np.ndarray | None, formats: Mapping[str, Format | None]
+    ) -> Rows:
+        """Tensor name -> the rows that have more bits."""
+        if self.refinement is None:
+            return {}
+        refinement = REFINEMENTS[self.refinement.name]
+        return refinement.apply(checkpoint, tokens, formats, **self.refinement.options)
 
     def fold(
         self,
@@ -82,6 +97,11 @@ def parse_recipe(text: str, search: str | None = None) -> Recipe:
     Raises RequestError for parts and options that are unknown.
     """
     *before, last = text.strip().split("+")
+    refinement = None
+    name, _, rest = last.partition(":")
+    if name in REFINEMENTS:
+        refinement = Part(name, parse_options(name, rest, REFINEMENTS[name].options()))
+        *before, last = before or ["rtn"]
     changes: dict[str, View | Fold] = {**VIEWS, **FOLDS}
     if last.partition(":")[0] in changes:
         before, last = [*before, last], "rtn"
@@ -102,4 +122,6 @@ def parse_recipe(text: str, search: str | None = None) -> Recipe:
         chosen = Part(name, parse_options(name, rest, changes[name].options()))
         (views if name in VIEWS else folds).append(chosen)
     choice = parse_method(last)
-    return Recipe(tuple(views), tuple(folds), choice if search is None else choice.searching(search))
+    if search is not None:
+        choice = choice.searching(search)
+    return Recipe(tuple(views), tuple(folds), choice, refinement)

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
     from lowbit.packed import PackedMatrix
 
-# (tensor name, weight float32 [out, in]) -> the matrix of few bits
-Coarse = Callable[[str, np.ndarray], "PackedMatrix"]
+# (tensor name, weight float32 [out, in]) -> the matrix of few bits; None: it keeps all of them
+Coarse = Callable[[str, np.ndarray], "PackedMatrix | None"]
 
 
 def salience(checkpoint: Checkpoint, tokens: np.ndarray, quantize: Coarse) -> dict[str, np.ndarray]:
-    """Tensor name -> float64 [out_features] for every matrix of the layers.
+    """Tensor name -> float64 [out_features] for every matrix of the layers that is quantized.
 
     tokens: int64 [windows, positions]; the loss is the mean cross-entropy of a window's next tokens
     """
@@ -36,7 +36,10 @@ def salience(checkpoint: Checkpoint, tokens: np.ndarray, quantize: Coarse) -> di
         layer: int, name: str, weight: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor
     ) -> None:
         tensor = f"model.layers.{layer}.{name}.weight"
-        change = torch.from_numpy(quantize(tensor, weight.numpy()).dequantize()) - weight
+        matrix = quantize(tensor, weight.numpy())
+        if matrix is None:
+            return
+        change = torch.from_numpy(matrix.dequantize()) - weight
         # g = sum over positions of gradient x input^T, so g d needs the changed outputs only.
         moved = (gradient * (inputs @ change.T)).sum(1, dtype=torch.float64)
         found[tensor] = (moved + moved.square() / 2).abs().sum(0).numpy()
@@ -49,6 +52,8 @@ def salient_rows(found: dict[str, np.ndarray], fraction: float = 0.1) -> dict[st
     """Tensor name -> rows, ascending: the `fraction` of all rows of all matrices with most salience."""
     if not 0 <= fraction <= 1:
         raise RequestError(f"salient_rows: fraction={fraction}; give 0 to 1 (usual: 0.1)")
+    if not found:
+        return {}
     names = sorted(found)
     values = np.concatenate([found[name] for name in names])
     owner = np.repeat(np.arange(len(names)), [len(found[name]) for name in names])

@@ -2,6 +2,8 @@
 (arXiv:2412.14590) on a matrix of 4 bits. Which rows is chosen over the whole model (compress/salience.py).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from lowbit.errors import FormatError
@@ -14,7 +16,7 @@ from lowbit.quantize.side import checked_weight, with_term
 def refine_rows(
     matrix: PackedMatrix,
     weight: np.ndarray,
-    rows: np.ndarray,
+    rows: Sequence[int] | np.ndarray,
     format: Format | str,
     search: str = "mse",
 ) -> PackedMatrix:
