@@ -153,7 +153,7 @@ class _Rounding:
         keys, values = (self._weights[f"{n}.weight"] for n in (_KEYS, _VALUES))
         for_keys, for_values, bits = method.apply(x.reshape(-1, x.shape[-1]).numpy(), keys, values, **options)
         self._add(1, bits, 1)
-        self._for_values = torch.from_numpy(for_values).view(x.shape)
+        self._for_values: torch.Tensor = torch.from_numpy(for_values).view(x.shape)
         return torch.from_numpy(for_keys).view(x.shape)
 
     def attend(
