@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from method_rounded import markdown as rounded
 from report import ReportError
 
 PAGE, PICTURE = "methods.md", "methods.png"
@@ -93,6 +94,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             listed = [f"- `{row['key']}`: {row['refused']}" for row in refused]
             parts.append("<details><summary>Combinations that were refused or failed</summary>\n")
             parts += ["\n".join(listed), "</details>"]
+        if "rounded" in found:
+            parts += [f"### Activations and caches of {name}", rounded(found["rounded"])]
     return "\n\n".join(parts)
 
 

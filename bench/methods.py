@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "src"))  # measure this tree, installed or not
 import machine  # noqa: E402
 import method_cases  # noqa: E402
 import method_page  # noqa: E402
+import method_rounded  # noqa: E402
 import method_run  # noqa: E402
 import method_texts  # noqa: E402
 import process  # noqa: E402
@@ -42,6 +43,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="do not install or run other toolkits")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
     parser.add_argument("--merge", action="store_true", help="put what a partial run finds into the result")
+    parser.add_argument(
+        "--rounded", action="store_true", help="only activations and caches, put into the result"
+    )
     parser.add_argument("--list", action="store_true", help="only print the cases")
     parser.add_argument("--render", action="store_true", help="only docs/methods.md and its plot")
     options = parser.parse_args(arguments)
@@ -123,6 +127,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "embedding": subject.embedding,
             "seconds": round(time.perf_counter() - started, 1),
         }
+        if name == STORIES and not options.only:
+            result["models"][name]["rounded"] = method_rounded.rows(subject, say)
         say(f"{name}: {result['models'][name]['seconds']:.0f} s")
     return result
 
@@ -151,7 +157,23 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         rows = {row["key"]: row for row in models.get(name, {"rows": []})["rows"]}
         rows.update({row["key"]: row for row in found["rows"]})
         models[name] = {**found, **models.get(name, {}), "rows": list(rows.values())}
+        if "rounded" in found:
+            models[name]["rounded"] = found["rounded"]
     return {**old, "models": models}
+
+
+def rounded_only(options: argparse.Namespace) -> int:
+    """Measure activations and caches of stories15M anew and put them into the result."""
+    missing: dict[str, str] = {}
+    subject = stories(options, missing)
+    if subject is None or not RESULT.exists():
+        why = missing.get(STORIES, "there is no result to put it into; run without --rounded first")
+        say(f"without {STORIES}: {why}")
+        return 1
+    result = json.loads(RESULT.read_text())
+    result["models"][STORIES]["rounded"] = method_rounded.rows(subject, say)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return method_page.render(result, ROOT / "docs", say)
 
 
 def say(text: str) -> None:
@@ -166,6 +188,8 @@ def main() -> int:
         return 0
     if options.render:
         return method_page.render(json.loads(RESULT.read_text()), ROOT / "docs", say)
+    if options.rounded:
+        return rounded_only(options)
     try:
         result = measure(options)
     except process.CommandError as error:

@@ -11,6 +11,7 @@ sys.path.insert(0, str(BENCH))
 
 import method_cases  # noqa: E402
 import method_page  # noqa: E402
+import method_rounded  # noqa: E402
 import method_run  # noqa: E402
 import method_texts  # noqa: E402
 import methods  # noqa: E402
@@ -174,3 +175,38 @@ def test_a_toolkit_that_cannot_be_had_is_named(monkeypatch, tmp_path):
     np.save(windows, np.zeros((1, 4), np.int64))
     found = toolkits.rows(tmp_path, windows, tmp_path, missing, None, lambda text: None)
     assert found == ([], {}) and set(missing) == set(toolkits.PACKAGES) and "no network" in missing["hqq"]
+
+
+def test_every_activation_and_cache_method_is_in_the_table():
+    from lowbit.compress.folds import FOLDS
+    from lowbit.compress.views import VIEWS
+    from lowbit.quantize.activations import ACTIVATIONS
+    from lowbit.quantize.kv import KV_METHODS
+    from lowbit.quantize.methods import parse_options
+
+    tables = {"activations": ACTIVATIONS, "cache": KV_METHODS}
+    named = {kind: set() for kind in tables}
+    for kind, before, method in method_rounded.cases():
+        name, _, rest = method.partition(":")
+        named[kind].add(name)
+        parse_options(name, rest, tables[kind][name].options())
+        assert not before or before.partition(":")[0] in {*FOLDS, *VIEWS}
+    assert all(named[kind] == set(table) for kind, table in tables.items())
+
+
+def test_the_page_has_activations_and_caches():
+    rng = np.random.default_rng(0)
+    exact, other = (method_rounded._log_probabilities(rng.standard_normal((2, 5, 7))) for _ in range(2))
+    assert method_rounded.divergence(exact, exact) == {"kl_nats_per_token": 0, "top1_agreement": 1}
+    told = method_rounded.divergence(exact, other)
+    by_hand = (np.exp(exact, dtype=np.float64) * (exact - other)).sum(-1).mean()
+    assert told["kl_nats_per_token"] == pytest.approx(by_hand, rel=1e-5)
+    rounded = [
+        {"kind": "activations", "method": "token:bits=4", "bits": 4.06, **told},
+        {"kind": "activations", "method": "token:bits=8", "bits": 8.06, **told, "kl_nats_per_token": 0.001},
+        {"kind": "cache", "method": "kivi", "bits": 5.0, **told},
+    ]
+    model = RESULT["models"]["stories15M"] | {"rounded": rounded}
+    page = method_page.markdown(RESULT | {"models": {"stories15M": model}})
+    assert page.index("token:bits=8") < page.index("token:bits=4") < page.index("| kivi | 5.00 |")
+    assert "Activations and caches" not in method_page.markdown(RESULT)
