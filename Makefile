@@ -56,7 +56,7 @@ bench: build $(VENV)/.test $(VENV)/.plot
 	$(BIN)/python bench/run.py
 
 bench-methods: build $(VENV)/.test $(VENV)/.plot
-	$(BIN)/python bench/methods.py
+	$(BIN)/python bench/methods.py $(ARGS)
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

@@ -42,7 +42,7 @@ def cells(row: Row, text: str) -> list[str]:
         f"{_kl(row, text):.4f} ± {told['kl_standard_error'] or 0:.4f}",
         f"{told['top1_agreement']:.1%}",
         f"{told['perplexity']:.3f}" if told["perplexity"] is not None else "-",
-        f"{row['seconds']:.1f} s",
+        f"{row['seconds']:.1f} s" if row["seconds"] is not None else "-",
         f"{peak / 1e6:.0f} MB" if peak else "-",
     ]
 

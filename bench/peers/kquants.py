@@ -35,10 +35,14 @@ def rows(
     made: dict[str, Path] = {}
     try:
         peer = llama_cpp.build(cache, say=say) if wanted else None
-        for kind, weighed in wanted:
+        imatrix, watching = None, 0.0
+        for kind, weighed in sorted(wanted, key=lambda one: one[1]):
             assert peer is not None
-            started = time.perf_counter()
-            imatrix = _imatrix(peer, subject, cache) if weighed else None
+            if weighed and imatrix is None:
+                started = time.perf_counter()
+                imatrix = _imatrix(peer, subject, cache)
+                watching = time.perf_counter() - started  # belongs to each that uses it
+            started = time.perf_counter() - watching
             path = cache / "models" / f"{subject.name}.{kind}{'.imatrix' if weighed else ''}.gguf"
             path.parent.mkdir(parents=True, exist_ok=True)
             peer.quantize(subject.source, path, kind, threads=2, imatrix=imatrix)
@@ -68,7 +72,7 @@ def _key(kind: str, weighed: bool) -> str:
 
 
 def _imatrix(peer: llama_cpp.LlamaCpp, subject: Any, cache: Path) -> Path:
-    """Made again in each run of this program: its time belongs to the method."""
+    """What the inputs of every matrix look like on the calibration text; made once in each run."""
     text, windows, length = subject.calibration
     output = cache / "models" / f"{subject.name}.imatrix.gguf"
     return peer.imatrix(subject.source, text, output, context=length, chunks=windows, threads=2)
