@@ -103,8 +103,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
     """Two tables, the least divergence first."""
     parts = [
         f"Weights in float32, {WINDOWS} of the same windows, ranges fixed on {CALIBRATING} calibration "
-        "windows; rounding is emulated. Bits of a cache are per number of keys and values, what a window keeps "
-        "in 16 bits included, as it is at the end of these windows."
+        "windows; rounding is emulated. Bits of a cache are per number of keys and values, what a window "
+        "keeps in 16 bits included, as it is at the end of these windows."
     ]
     for kind, title in (("activations", "Activations"), ("cache", "Keys and values")):
         chosen = sorted((r for r in found if r["kind"] == kind), key=lambda r: r["kl_nats_per_token"])
