@@ -58,6 +58,6 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         sys.stdout.write(f"{title.capitalize()} {words}.\n" + output.table(HEADER, rows, right=()) + "\n")
     sys.stdout.write(
         "`lowbit quantize MODEL FORMAT --method VIEW+FOLD+METHOD+REFINEMENT`, each with :OPTION=VALUE,..:\n"
-        "any views, any folds, a method, at most one refinement. Those marked with yes run a text through the\n"
-        "model (--calibration FILE).\n"
+        "any views, any folds, a method, at most one refinement. Those marked with yes run a text through\n"
+        "the model (--calibration FILE).\n"
     )
