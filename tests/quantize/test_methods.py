@@ -14,6 +14,7 @@ OWN = {
     "shiftadd": ("shiftadd", "bcq4-g64-e8m0"),
     "dbllm": ("dbllm:objective=weights", "dual-g16"),
     "ptqtp": ("ptqtp", "trit3-g64"),
+    "llmfp4": ("llmfp4", "e2m1-g32"),
     "lossless": ("lossless:rounded=yes", "df11"),
 }
 

@@ -20,16 +20,22 @@ import numpy as np
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, parse_format
 from lowbit.packed import PackedMatrix
+from lowbit.quantize.absmax import absmax
 from lowbit.quantize.descent import Curvature, descend, descent
+from lowbit.quantize.finequant import finequant
 from lowbit.quantize.gptq import factorise, gptq
+from lowbit.quantize.hqq import hqq
 from lowbit.quantize.importance import round_by_importance
 from lowbit.quantize.kept_columns import llmint8, salient
+from lowbit.quantize.kmeans import kmeans, with_levels_of
+from lowbit.quantize.llm_fp4 import llm_fp4
 from lowbit.quantize.lorc import lorc
 from lowbit.quantize.lossless import lossless
 from lowbit.quantize.round_to_nearest import round_to_nearest
 from lowbit.quantize.spqr import spqr
 from lowbit.quantize.statistics import Statistics
 from lowbit.quantize.sums import bcq, dbllm, ptqtp, shiftadd
+from lowbit.quantize.zeroquant_fp import zeroquant_fp
 
 Value = str | int | float | bool
 Apply = Callable[..., PackedMatrix]
@@ -77,6 +83,53 @@ def _gptq(
     return descend(weight, curvature, matrix, fit_rounds=0, rounds=refit, compensate=False).matrix
 
 
+def _hqq(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics | None,
+    *,
+    p: float = 0.7,
+    beta: float = 10.0,
+    kappa: float = 1.01,
+    iterations: int = 20,
+    start: str = "mse",
+) -> PackedMatrix:
+    return hqq(weight, format, p, beta, kappa, iterations, start)
+
+
+def _kmeans(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics,
+    *,
+    rounds: int = 4,
+    compensate: bool = False,
+    refit: int = 0,
+) -> PackedMatrix:
+    checked = statistics.checked(weight.shape[1], f"kmeans to {format.name}")
+    matrix = kmeans(weight, format, np.diag(checked.hessian), rounds)
+    if not compensate and refit <= 0:
+        return matrix
+    return _gptq(weight, with_levels_of(matrix, format), statistics, refit=refit)
+
+
+def _zqfp(
+    weight: np.ndarray, format: Format, statistics: Statistics | None, *, ratios: str = "row"
+) -> PackedMatrix:
+    return zeroquant_fp(weight, format, ratios)
+
+
+def _finequant(
+    weight: np.ndarray,
+    format: Format,
+    statistics: Statistics | None,
+    *,
+    demand: float = 1.0,
+    smallest: int = 32,
+) -> PackedMatrix:
+    return finequant(weight, format, demand, smallest)
+
+
 def _imatrix(weight: np.ndarray, format: Format, statistics: Statistics) -> PackedMatrix:
     checked = statistics.checked(weight.shape[1], f"imatrix to {format.name}")
     return round_by_importance(weight, format, np.diag(checked.hessian))
@@ -98,6 +151,16 @@ def _lorc(
 METHODS: dict[str, Method] = {
     "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
     "imatrix": Method(_imatrix, True, "round to nearest, scales searched for the inputs seen", "-"),
+    "hqq": Method(_hqq, False, "zero-points or scales of least error in the norm p < 1", "HQQ, 2023"),
+    "kmeans": Method(
+        _kmeans, True, "a codebook for each matrix; compensate=yes, refit=N: as gptq", "arXiv:2306.07629"
+    ),
+    "llmfp4": Method(
+        llm_fp4, True, "floats with the best split into exponent and mantissa", "arXiv:2310.16836"
+    ),
+    "zqfp": Method(_zqfp, False, "scales of a row in ratios of powers of two", "arXiv:2307.09782"),
+    "finequant": Method(_finequant, False, "groups halved where that pays", "arXiv:2308.09723"),
+    "absmax": Method(absmax, False, "symmetric integers that span the largest weight", "arXiv:2210.02414"),
     "gptq": Method(
         _gptq,
         True,

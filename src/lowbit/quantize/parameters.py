@@ -103,6 +103,26 @@ class Parameters:
             step = step * self.marks[:, group].astype(F32)
         return step
 
+    def unit(self, number: int) -> "Parameters":
+        """Those of super-group `number` alone."""
+        units = self.scales.shape[2]
+        groups = self.groups // units
+        marks = None if self.marks is None else self.marks[:, number * groups : (number + 1) * groups]
+        scales = self.scales[:, :, number : number + 1]
+        return Parameters(self.format, self.in_features // units, self.tensor_scale, scales, marks)
+
+    def nearest(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(codes uint8 [terms, in_features, rows], rounded float32 [in_features, rows]).
+
+        weight: float32 [in_features, rows]: rows of it are columns of the matrix
+        """
+        codes = np.empty((self.format.terms, *weight.shape), np.uint8)
+        rounded = np.empty_like(weight)
+        for group in range(self.groups):
+            here = slice(group * self.width, (group + 1) * self.width)
+            codes[:, here], rounded[here] = self.rounding(group)(weight[here])
+        return codes, rounded
+
     def values(self, codes: np.ndarray) -> np.ndarray:
         """Levels less zero-points: float32 [terms, rows, in_features] of codes of that shape."""
         grouped = codes.reshape(len(codes), self.rows, self.groups, self.width)
@@ -172,15 +192,20 @@ class Rounding:
                 self._sums += levels[self._combinations[:, number], None] * scales
 
     def __call__(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(codes uint8 [terms, rows], rounded float32 [rows]) of one column. values: float32 [rows]"""
+        """(codes uint8 [terms, .., rows], rounded float32 [.., rows]).
+
+        values: float32 [rows] of one column, or [columns, rows]
+        """
         if self._zero is not None:
             codes = np.rint(values * self._inverse[0])
             codes += self._zero
             np.clip(codes, F32(0), self._top, out=codes)
             return codes.astype(np.uint8)[None], self._step * (codes - self._zero)
         if self._sums is not None:
-            best = np.abs(self._sums - values).argmin(axis=0)
-            return self._combinations[best].T, self._sums[best, np.arange(len(values))]
+            columns = values.reshape(-1, values.shape[-1])
+            best = np.abs(self._sums[:, None] - columns).argmin(axis=0)
+            codes = np.moveaxis(self._combinations[best], -1, 0).reshape(-1, *values.shape)
+            return codes, np.take_along_axis(self._sums, best, axis=0).reshape(values.shape)
         codes, rounded = self._nearest(values, self._grids[0], self._inverse[0])
         if self._selector is not None:
             for number in range(1, len(self._grids)):

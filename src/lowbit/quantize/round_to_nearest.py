@@ -6,9 +6,6 @@ through the matrix in chunks of rows; where the native quantizer knows the forma
 scales many times faster.
 """
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 from lowbit.errors import FormatError
@@ -36,6 +33,7 @@ from lowbit.quantize.multipliers import search_multipliers, units
 from lowbit.quantize.native import largest_magnitude, quantize_native
 from lowbit.quantize.scale import tensor_scale
 from lowbit.quantize.search import Fit, inverse, search_scales, total
+from lowbit.quantize.threads import in_threads
 from lowbit.quantize.trit_planes import fit_trits
 
 SEARCHES = ("mse", "minmax")
@@ -138,8 +136,7 @@ def quantize_reference(
             values[rows] = part_bytes.reshape(shape)
         return float(errors.sum(dtype=np.float64))
 
-    with ThreadPoolExecutor(_threads()) as pool:
-        squared_error = sum(pool.map(fit_rows, range(0, out_features, step)))
+    squared_error = sum(in_threads(fit_rows, range(0, out_features, step)))
     squared = float(np.square(weight, dtype=np.float64).sum())
     packed_bytes = {
         name: pack_multipliers(values) if name == "multipliers" else pack_groups(values)
@@ -163,10 +160,6 @@ def quantize_reference(
     )
     matrix = PackedMatrix(out_features, in_features, terms, format.name)
     return matrix, squared_error * divisor**2 / squared if squared else 0.0
-
-
-def _threads() -> int:
-    return int(os.environ.get("LOWBIT_THREADS") or 0) or min(8, os.cpu_count() or 1)
 
 
 def _fit(
