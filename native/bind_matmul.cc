@@ -146,6 +146,7 @@ double measure_float_peak(double seconds) {
 
 void bind_matmul(nb::module_& m) {
   if (const char* error = isa_error()) throw std::runtime_error(error);
+  if (const char* error = kernel_error()) throw std::runtime_error(error);
   m.def("isa", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
   m.def(
       "supported_isas",
@@ -191,9 +192,10 @@ void bind_matmul(nb::module_& m) {
             return kernels_of(b.matrix, tokens, activation_bits / 8);
           },
           nb::arg("tokens"), nb::arg("activation_bits") = 8,
-          "The kernel that multiplies the codes with so many tokens: gemv, few, gemm or bits (one-bit codes "
-          "by lookups); float without codes. Then those of other terms: sparse, columns, low_rank, rows, "
-          "entries; dense_mask where sparse codes became "
+          "The kernel that multiplies the codes with so many tokens: gemv or table for one (gemv+table: "
+          "some terms each), few, gemm or bits (one-bit codes by lookups); float without codes. Then those "
+          "of "
+          "other terms: sparse, columns, low_rank, rows, entries; dense_mask where sparse codes became "
           "dense.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);
@@ -212,6 +214,11 @@ void bind_matmul(nb::module_& m) {
         set_crossovers({gemv, few});
       },
       nb::arg("gemv"), nb::arg("few"), "Sets them, for all threads. Results do not depend on them.");
+  m.def("tables", &tables,
+        "Widths of codes that one token meets by table lookup: bit `bits`, or 8 + bits with 16-bit "
+        "activations.");
+  m.def("set_tables", &set_tables, nb::arg("widths"),
+        "Sets them, for all threads. Results do not depend on them. LOWBIT_KERNEL goes before.");
   m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,
         "x float32 [n, in] times the matrix: float32 [n, out].");
   m.def("dequantize", &bound_dequantize, nb::arg("matrix"), "The matrix as float32 [out, in].");

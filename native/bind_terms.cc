@@ -11,6 +11,8 @@
 #include <string>
 
 #include "bind_matrix.h"
+#include "crossover.h"
+#include "matmul_kernels.h"
 
 namespace nb = nanobind;
 using namespace lowbit;
@@ -186,6 +188,14 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
     set_multipliers(t, multiplier_size, entries, m.in_features);
     t.multipliers = static_cast<const uint8_t*>(
         checked("multipliers", *multipliers, m.blocks() * t.multiplier_groups * kTileRows));
+  }
+  if (tables_forced() && !has_table(t)) {
+    const std::string notice =
+        "LOWBIT_KERNEL=table: no tables for " + std::to_string(t.bits) +
+        "-bit codes stored like this (they need 1 to 3 bits in planes, evenly spaced levels and groups of a "
+        "multiple of 32 without multipliers); one token goes the direct way. Unset LOWBIT_KERNEL to have the "
+        "faster kernel of each matrix chosen";
+    if (PyErr_WarnEx(PyExc_RuntimeWarning, notice.c_str(), 1) < 0) throw nb::python_error();
   }
   m.codes.insert(m.codes.end() - static_cast<ptrdiff_t>(m.densified), t);  // one order on every ISA
   for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points,

@@ -10,7 +10,7 @@
 namespace lowbit {
 
 enum class CodeKernel {
-  gemv,   // decoded in registers, once per token
+  gemv,   // decoded in registers or, for one token, looked up in tables; once per token
   few,    // decoded in registers, once for up to eight tokens
   gemm,   // unpacked to a panel, for any number of tokens
   floats  // no codes
@@ -24,6 +24,17 @@ constexpr size_t kMostFew = 64;  // neither may be larger
 
 Crossovers crossovers();
 void set_crossovers(const Crossovers& c);
+
+// Widths of codes that one token meets by table lookup where the term allows it (has_table): bit `bits`, or
+// bit 8 + bits with 16-bit activations. Measured like the crossovers; LOWBIT_KERNEL=table or direct decides
+// alone.
+unsigned tables();
+void set_tables(unsigned widths);
+bool tables_forced();  // LOWBIT_KERNEL=table
+// What is wrong with LOWBIT_KERNEL, or null.
+const char* kernel_error();
+// Whether a term of such a matrix takes its table.
+bool takes_table(const Matrix& m, const CodeTerm& t, int limbs, size_t threads);
 
 CodeKernel code_kernel(const Matrix& m, size_t tokens);
 const char* kernel_name(CodeKernel kernel);

@@ -171,6 +171,23 @@ void few_tokens_product(const Product& p, size_t block, size_t stop, const Activ
   }
 }
 
+// `a` with the tables that these products of one token take, which each member makes for itself: there is no
+// barrier before the product.
+Activations with_tables(const Product* products, size_t count, Activations a, size_t threads) {
+  static thread_local MatmulScratch scratch;
+  for (size_t i = 0; i < count; ++i)
+    for (const CodeTerm& t : products[i].matrix->codes)
+      if (takes_table(*products[i].matrix, t, a.limbs, threads)) a.table_widths |= 1u << t.bits;
+  const bool needed[2] = {(a.table_widths & 0b1010) != 0, (a.table_widths & 0b1100) != 0};
+  if (!needed[0] && !needed[1]) return a;
+  uint8_t* memory = scratch.get(plane_table_bytes(a, 1) + plane_table_bytes(a, 2));
+  for (int width = 1; width <= 2; memory += plane_table_bytes(a, width++)) {
+    if (needed[width - 1]) matmul_kernels().build_tables(a, width, memory);
+    a.tables[width - 1] = memory;
+  }
+  return a;
+}
+
 }  // namespace
 
 size_t Matrix::bytes() const {
@@ -244,8 +261,10 @@ void quantize_rows(const Activations& a, size_t first, size_t last) {
   }
 }
 
-void plain_products(const Member& member, const Product* products, size_t count, const Activations& a,
-                    MatmulScratch& scratch) {
+void plain_products(const Member& member, const Product* products, size_t count,
+                    const Activations& activations, MatmulScratch& scratch) {
+  const Activations a =
+      activations.tokens == 1 ? with_tables(products, count, activations, member.count) : activations;
   size_t total = 0;
   for (size_t i = 0; i < count; ++i) total += products[i].matrix->blocks();
   size_t begin, end;

@@ -29,6 +29,24 @@ inline size_t few_scratch_bytes(const CodeTerm& t, size_t padded, size_t tokens)
          round_up(segments * tokens * sizeof(int32_t), 64);
 }
 
+// Whether codes of this term can be met by table lookup: see isa/table.cc.
+inline bool has_table(const CodeTerm& t) {
+  return t.bits <= 3 && t.map == Map::linear && !t.base3 && !t.multipliers &&
+         (t.groups == 1 || t.group_size % kChunk == 0);
+}
+
+// Tables of one token for planes of `width` 1 or 2 bits, for each limb: int32 [chunks], the sum of each
+// chunk's smallest entries, up to a multiple of 64 bytes, then [chunks][vectors][2 nibbles][low, high][4
+// inputs][16].
+constexpr size_t kNibbleTableBytes = 2 * 4 * 16;
+inline size_t lowest_bytes(size_t chunks) { return round_up(chunks * sizeof(int32_t), 64); }
+inline size_t limb_table_bytes(size_t chunks, size_t width) {
+  return lowest_bytes(chunks) + chunks * width * 2 * kNibbleTableBytes;
+}
+inline size_t plane_table_bytes(const Activations& a, size_t width) {
+  return static_cast<size_t>(a.limbs) * limb_table_bytes(a.padded / kChunk, width);
+}
+
 struct MatmulKernels {
   // Quantizes one row of n floats. See matmul.h.
   void (*quantize_row)(const float* x, size_t n, const IntegerRow& row);
@@ -36,6 +54,8 @@ struct MatmulKernels {
   // Precondition: has_gemv(term). `scratch` has gemv_scratch_bytes(), 64-byte aligned.
   void (*gemv)(const CodeTerm& term, size_t block, size_t blocks, const Activations& a, size_t token,
                float* acc, uint8_t* scratch);
+  // Tables of the only token for planes of `width` 1 or 2 bits: plane_table_bytes(), aligned to 64.
+  void (*build_tables)(const Activations& a, int width, uint8_t* tables);
   // acc[block][token][32] += `blocks` consecutive blocks of a code term times all tokens, two or more,
   // decoded in registers once for up to eight of them. Precondition: has_few(term). `scratch` has
   // few_scratch_bytes(), 64-byte aligned.

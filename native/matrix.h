@@ -166,6 +166,10 @@ struct Activations {
   int32_t* sums = nullptr;        // [tokens][padded / 16 + 1], prefix sums of the integers
   // Inputs that were taken as 0 when the integers were made, ascending; null: none.
   const std::vector<uint32_t>* excluded = nullptr;
+  // For one token: which widths of codes it meets by table lookup (1 << bits), and the tables of planes of 1
+  // and of 2 bits that these need.
+  unsigned table_widths = 0;
+  const uint8_t* tables[2] = {nullptr, nullptr};
 };
 
 // Memory for Activations of up to `tokens` rows; grows, never shrinks.

@@ -3,6 +3,7 @@
 #include "gemv.h"
 
 #include "matmul_kernels.h"
+#include "table.h"
 
 namespace lowbit::LOWBIT_ISA {
 
@@ -10,6 +11,10 @@ void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, 
           uint8_t* scratch);
 
 namespace {
+
+bool takes_table(const CodeTerm& t, const Activations& a) {
+  return (a.table_widths >> t.bits & 1) != 0 && has_table(t);
+}
 
 // Segments whose sums lie in the first-level cache between the integers and the floats.
 constexpr size_t kBatch = 16;
@@ -40,13 +45,15 @@ template <Map map, int limbs, bool plain>
 void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
              uint8_t* scratch) {
   constexpr int weight_limbs = kWeightLimbs<map>;
-  const SegmentSums sums_of = segment_sums(t, limbs);
+  const SegmentSums sums_of = takes_table(t, a) ? table_sums(t, limbs) : segment_sums(t, limbs);
   const bool weights_outer = runs_of(t).weights_outer;
   const size_t block_bytes = code_block_bytes(t, a.padded / kChunk);
   float* const scales = reinterpret_cast<float*>(scratch);
   Segment* const segments = reinterpret_cast<Segment*>(scales + t.groups * kBlockRows);
   const size_t count = cut<map, plain>(t, a, token, segments);
   Operands o = {};
+  o.tables = a.tables;
+  o.chunks = a.padded / kChunk;
   o.high = a.high + token * a.padded;
   o.low = limbs == 2 ? a.low + token * a.padded : nullptr;
   o.sums = a.sums + token * (a.padded / kSumStride + 1);
@@ -89,8 +96,10 @@ Gemv gemv_of(int limbs) {
   return limbs == 2 ? gemv_of<map, 2, plain> : gemv_of<map, 1, plain>;
 }
 
-Gemv kernel(const CodeTerm& t, int limbs) {
-  if (const Gemv fast = fast_gemv(t, limbs)) return fast;
+Gemv kernel(const CodeTerm& t, const Activations& a) {
+  const int limbs = a.limbs;
+  const Gemv fast = takes_table(t, a) ? nullptr : fast_gemv(t, limbs);
+  if (fast) return fast;
   if (t.map == Map::table1) return gemv_of<Map::table1, false>(limbs);
   if (t.map == Map::table2) return gemv_of<Map::table2, false>(limbs);
   return is_plain(t) ? gemv_of<Map::linear, true>(limbs) : gemv_of<Map::linear, false>(limbs);
@@ -101,7 +110,7 @@ Gemv kernel(const CodeTerm& t, int limbs) {
 void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
           uint8_t* scratch) {
   static_assert(sizeof(Segment) <= kSegmentBytes, "gemv_scratch_bytes() has to grow");
-  kernel(t, a.limbs)(t, block, blocks, a, token, acc, scratch);
+  kernel(t, a)(t, block, blocks, a, token, acc, scratch);
 }
 
 }  // namespace lowbit::LOWBIT_ISA

@@ -21,7 +21,9 @@ struct Operands {
   const uint8_t* multipliers;  // [multiplier_groups][16], or null
   const int8_t* high;
   const int8_t* low;
-  const int32_t* sums;  // prefix sums of the activations
+  const int32_t* sums;           // prefix sums of the activations
+  const uint8_t* const* tables;  // of the activations, see table.cc
+  size_t chunks;
 };
 
 // The sums of both tiles of `count` segments: sums[segment][tile][weight limb][activation limb]. Many at a

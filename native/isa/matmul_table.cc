@@ -8,6 +8,7 @@ namespace lowbit::LOWBIT_ISA {
 
 void gemv(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, size_t token, float* acc,
           uint8_t* scratch);
+void build_tables(const Activations& a, int width, uint8_t* tables);
 void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, float* acc, uint8_t* scratch);
 void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memory);
 void gemm(const CodeTerm& t, const uint8_t* memory, const Activations& a, size_t first, size_t count,
@@ -101,8 +102,8 @@ float fma_rounds(size_t rounds) {
 
 MatmulKernels make_matmul_kernels();
 MatmulKernels make_matmul_kernels() {
-  return {quantize_row, gemv,       few,          unpack_panel, gemm,        float_product,
-          read_memory,  dot_rounds, kChains * 64, fma_rounds,   kChains * 16};
+  return {quantize_row,  gemv,        build_tables, few,          unpack_panel, gemm,
+          float_product, read_memory, dot_rounds,   kChains * 64, fma_rounds,   kChains * 16};
 }
 
 }  // namespace lowbit::LOWBIT_ISA

@@ -1,6 +1,9 @@
 // The operations of simd.h for one instruction set (LOWBIT_ISA).
 #include "operations.h"
 
+#include <cstring>
+
+#include "simd/lookups.h"
 #include "simd/simd.h"
 
 namespace lowbit::LOWBIT_ISA {
@@ -41,6 +44,19 @@ LOWBIT_INLINE I32 run_of(const Case& c) {
   Run run = begin_run(i(c, 0));
   for (size_t step = 0; step < fitting_steps(top); ++step) run = dot_run(run, w, i(c, 1));
   return end_run(i(c, 0), run);
+}
+
+// Four vectors of each tile, the most that Lookups hold, with parts of entries up to the largest.
+LOWBIT_INLINE void put_lookups(uint8_t* out, const Case& c) {
+  uint8_t table[256];
+  for (int k = 0; k < 256; ++k) table[k] = c.table[k] % (k & 64 ? 24 : 32);
+  if (c.n == 0) std::memset(table, 31, 64), std::memset(table + 128, 31, 64);
+  Lookups sums = no_lookups();
+  for (int k = 0; k < 4; ++k) add_lookups(sums, load_nibbles(c.u[k & 1], c.u[1]), table);
+  I32 tile[2];
+  end_lookups(tile, sums);
+  put(out, tile[0]);
+  put(out + 64, tile[1]);
 }
 
 #define LOWBIT_OP(name, domain, compare, statement) \
@@ -122,6 +138,7 @@ const Operation kOperations[] = {
     LOWBIT_OP("run of 5 bits", dot_127, exact, put(out, run_of<31>(c))),
     LOWBIT_OP("run of 6 bits", dot_127, exact, put(out, run_of<63>(c))),
     LOWBIT_OP("run of 7 bits", dot_127, exact, put(out, run_of<127>(c))),
+    LOWBIT_OP("lookups of nibbles", any, exact, put_lookups(out, c)),
 };
 
 #undef LOWBIT_OP

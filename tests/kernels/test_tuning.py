@@ -15,16 +15,19 @@ from lowbit.quantize import round_to_nearest
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
     monkeypatch.delenv("LOWBIT_TUNING", raising=False)
-    before = _native.crossovers()
+    before, tables = _native.crossovers(), _native.tables()
     yield
     _native.set_crossovers(*before)
+    _native.set_tables(tables)
 
 
 def test_measured_once_and_read_back():
     found = tuning.tune()
     assert all(1 <= value <= tuning.MOST for value in found)
     _native.set_crossovers(1, 1)
-    assert tuning.apply() == found == _native.crossovers()
+    tables = _native.tables()
+    _native.set_tables(tables ^ 2)
+    assert tuning.apply() == found == _native.crossovers() and _native.tables() == tables
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"%s": 3}', '{"%s": {"gemv": 0, "few": 4}}'])

@@ -29,6 +29,9 @@ SHAPE, GROUP = (2048, 2048), 64  # large enough that a product takes longer than
 COPIES, REPEATS = 16, 3
 
 
+_TABLES = "|tables"  # behind the key: which widths of codes go by table lookup
+
+
 class Crossovers(NamedTuple):
     """The largest batches for the kernels gemv and few, 1 to MOST."""
 
@@ -43,15 +46,19 @@ def apply() -> Crossovers:
     found = None if _is_off() else _read(_key())
     if found is not None:
         _native.set_crossovers(*found)
+        widths = _entries().get(_key() + _TABLES)
+        if type(widths) is int and 0 <= widths < 1 << 16:
+            _native.set_tables(widths)
     return Crossovers(*_native.crossovers())
 
 
 def tune() -> Crossovers:
-    """Measure the crossovers, use them from now on and keep them for `apply`.
+    """Measure the crossovers and which codes go by table, use both from now on and keep them for `apply`.
 
     A cache folder that cannot be written only means that the next process does not find them.
     """
     from lowbit import _native
+    from lowbit.kernels import lookup
 
     if _is_off():
         return Crossovers(*_native.crossovers())
@@ -62,8 +69,10 @@ def tune() -> Crossovers:
         _native.set_crossovers(*before)
         raise
     _native.set_crossovers(*found)
+    widths = lookup.measure()
+    _native.set_tables(widths)
     with contextlib.suppress(OSError):
-        _write(_key(), found)
+        _write({_key(): found._asdict(), _key() + _TABLES: widths})
     return found
 
 
@@ -114,8 +123,8 @@ def _read(key: str) -> Crossovers | None:
     return Crossovers(gemv, few)
 
 
-def _write(key: str, found: Crossovers) -> None:
-    entries = {**_entries(), key: found._asdict()}
+def _write(found: dict[str, Any]) -> None:
+    entries = {**_entries(), **found}
     path().parent.mkdir(parents=True, exist_ok=True)
     import tempfile  # a megabyte of modules that reading does not need
 
