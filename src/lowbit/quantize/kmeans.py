@@ -3,13 +3,17 @@
 Weights over the scales of their groups are clustered (k-means in one dimension on a histogram), each counted
 by the mean square of its input; then scales for the levels and levels for codes and scales are found by
 turns, as long as the weighted error falls. The levels are stored with the matrix: 4 * 2^bits bytes.
-Matrices of one layer of a 15M-parameter Llama, output error over that of zeros, geometric mean:
 
-                                   int2-g96   int3-g96   int4-g96
-    imatrix                         0.0861     0.0224    0.00608
-    kmeans                          0.0722     0.0190    0.00449
-    kmeans, then GPTQ               0.0501     0.0128
-    kmeans, then GPTQ, refit=4      0.0438     0.0114
+A 15M-parameter Llama, all layers quantized from statistics of the unquantized model: output error over that
+of zeros (geometric mean over its matrices), and Kullback-Leibler divergence on another text:
+
+                                 int3-g96         int2-g32
+    rtn                       0.0268  0.633    0.0843  2.785
+    imatrix                   0.0222  0.479
+    kmeans                    0.0188  0.337
+    gptq                      0.0145  0.351
+    gptq:refit=4              0.0127  0.325    0.0408  1.055
+    kmeans:refit=4            0.0111  0.240    0.0364  0.850
 
 Source: SqueezeLLM, arXiv:2306.07629, which has a codebook for each row instead of scales of
 groups, and the Fisher information in the place of the Hessian's diagonal.
