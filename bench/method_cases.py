@@ -38,12 +38,32 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "salient": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
     "spqr": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",), "1.6": ("ternary",)},
     "llmfp4": {"4": ("e2m1-g32",)},
+    "llmfp4+llmfp4": {"4": ("e2m1-g32",)},
+    "zqfp": {"4": ("e2m1-g32",)},
+    "finequant": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",)},
+    "absmax": {"8": ("int8-row",), "4": ("int4-g32",)},
+    "hqq": {
+        "4": ("int4-g32", "int4a-g32"),
+        "3": ("int3-g32", "int3a-g32"),
+        "2": ("int2-g32", "int2a-g32"),
+    },
+    "kmeans": {"4": ("int4-g32",), "3": ("int3-g32",), "2": ("int2-g32",)},
+    "gptq+mixllm": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",)},
     "llmint8": {"8": ("int8-row",)},
     "smoothquant": {"8": ("int8-row",), "4": ("int4-g32",)},
 }
 ELSEWHERE: frozenset[str] = frozenset({"ksort", "lossless"})  # for caches of keys, and without any loss
 # What papers recommend together, beside each alone.
-PAIRS = ("gptq:order=activation", "awq+gptq", "hadamard+gptq", "awq+descent")
+PAIRS = (
+    "gptq:order=activation",
+    "gptq:order=activation,refit=4",
+    "awq+gptq",
+    "hadamard+gptq",
+    "awq+descent",
+    "kmeans:compensate=yes,refit=4",
+    "gptq+mixllm",
+    "llmfp4+llmfp4",
+)
 # Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits.
 BUDGETS = {"4": ("4.5",), "3": ("3.5", "3.0"), "2": ("2.5",)}
 MIXED = ("rtn", "gptq", "descent")

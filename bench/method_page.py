@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import method_findings
 from method_rounded import markdown as rounded
 from report import ReportError
 
@@ -83,6 +84,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"`{calibrating}`. Embedding and head in {found['embedding']} everywhere; bits are those of the "
             "layers' matrices, all scales and tables counted."
         )
+        parts.append("\n".join(method_findings.findings(found, text)))
         for width in WIDTHS:
             rows = ranked(found, width)
             if rows:

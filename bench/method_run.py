@@ -62,7 +62,7 @@ def quantized(subject: Subject, case: Case, output: Path) -> Row:
     arguments = ["quantize", subject.source, case.format, "--method", case.method, *case.options]
     if "--embedding" not in case.options:
         arguments += ["--embedding", subject.embedding]
-    arguments += ["--no-verify", "-o", output, "--force"]
+    arguments += ["--no-verify", "-o", output, "--force", "--restart"]
     if case.format == "auto" or _calibrated(case.method):
         text, windows, length = subject.calibration
         arguments += ["--calibration", text, "--samples", windows, "--length", length]

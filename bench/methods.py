@@ -59,8 +59,8 @@ def stories(options: argparse.Namespace, missing: dict[str, str]) -> Subject | N
     if not (source / "model.safetensors").exists():
         missing[STORIES] = "its weights are not in the data folder (--data)"
         return None
-    scored = 4096 if options.quick else 16384
-    sampled = method_texts.sampled(source, scored // 256 + 2, 1, options.cache, say)
+    scored = 2048 if options.quick else 8192
+    sampled = method_texts.sampled(source, 34, 1, options.cache, say)
     texts = {"sampled": (sampled, scored, 256)}
     excerpt = options.data / "text" / "tinystories_sample.txt"
     if excerpt.exists():

@@ -63,6 +63,7 @@ RESULT = {
 
 def test_every_method_is_in_the_table():
     from lowbit.compress.folds import FOLDS
+    from lowbit.compress.refinements import REFINEMENTS
     from lowbit.compress.views import VIEWS
     from lowbit.formats import parse_format
     from lowbit.quantize.methods import METHODS
@@ -71,7 +72,8 @@ def test_every_method_is_in_the_table():
     assert len({case.key for case in cases}) == len(cases)
     named = {case.method.partition(":")[0] for case in cases}
     assert {*METHODS, *FOLDS, *VIEWS} <= named | method_cases.ELSEWHERE
-    assert set(method_cases.OWN) <= {*METHODS, *FOLDS, *VIEWS}
+    known = {*METHODS, *FOLDS, *VIEWS}
+    assert {part for key in method_cases.OWN for part in key.split("+")} <= {*known, *REFINEMENTS}
     for case in (*cases, *method_cases.smollm_cases()):
         assert case.width in method_cases.WIDTHS
         if case.format != "auto":
@@ -88,6 +90,8 @@ def test_page_ranks_by_divergence_and_keeps_the_rest(tmp_path):
     text = method_page.markdown(RESULT)
     assert text.index("| gptq | int3-g32 | 3.50 | - | 0.2000 ± 0.0010") < text.index("| rtn | int3-g32")
     assert "hqq: rtn" in text and "`gptq@bcq3`: one term only" in text and "Without hqq: no network" in text
+    assert "`gptq@int3-g32` with 0.2000 at 3.50 bits, which loses 40% of what that loses" in text
+    assert "hqq `rtn` int4-g32: 0.1000, 3.100 at 4.50 bits" in text and "loses more: `gptq@int3-g32`" in text
     assert "perplexity of 2.9000" in text and "commit 0123456789ab on a CPU" in text
     page = f"before\n{method_page.BEGIN}\nold\n{method_page.END}\nafter\n"
     (tmp_path / "methods.md").write_text(page)
@@ -98,6 +102,18 @@ def test_page_ranks_by_divergence_and_keeps_the_rest(tmp_path):
     assert method_page.render(RESULT, tmp_path / "none", said.append) == 1
     with pytest.raises(method_page.ReportError, match="once each"):
         method_page.insert("no markers", "text")
+
+
+def test_findings_name_what_loses_to_rounding():
+    found = RESULT["models"]["stories15M"]
+    rows = [
+        *found["rows"],
+        row("smoothquant", "int3-g32", "3", 3.5, 0.6),
+        row("x", "int3-g32", "3", 3.5, 0.501),
+    ]
+    text = "\n".join(method_page.method_findings.findings({**found, "rows": rows}, "sampled"))
+    assert "- `smoothquant@int3-g32` 0.6000, rounded to nearest 0.5000: it moves" in text
+    assert "`x@int3-g32`" not in text  # within the error
 
 
 def test_docs_have_the_markers():
