@@ -120,12 +120,15 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
 def _prepared(source: Path, before: str, calibration: np.ndarray, work: Path) -> Path:
     """The model after a view or a fold, in float32."""
     from lowbit.compress import quantize_checkpoint
+    from lowbit.compress.recipe import parse_recipe
     from lowbit.formats import Scheme, parse_format
 
     target = work / before.replace(":", "-").replace("=", "-")
     if not target.exists():
         scheme = Scheme(parse_format("fp32"))
-        quantize_checkpoint(source, scheme, target, method=f"{before}+rtn", calibration=calibration)
+        method = f"{before}+rtn"
+        text = calibration if parse_recipe(method).calibrated else None
+        quantize_checkpoint(source, scheme, target, method=method, calibration=text)
     return target
 
 
