@@ -65,7 +65,7 @@ PAIRS = (
     "llmfp4+llmfp4",
 )
 # Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits.
-BUDGETS = {"4": ("4.5",), "3": ("3.5", "3.0"), "2": ("2.5",)}
+BUDGETS = {"4": ("4.5",), "3": ("3.5", "3.0"), "2": ("2.7",)}
 MIXED = ("rtn", "gptq", "descent")
 # SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits.
 LIGHT = ("--embedding", "int6-g32")

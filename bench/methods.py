@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         say(f"{name}:")
         with tempfile.TemporaryDirectory(prefix="lowbit-methods-") as work:
             wanted = method_cases.chosen(cases(), options.only)
-            rows = list(method_run.run_cases(subject, wanted, Path(work), say))
-            if not options.no_peers:
-                rows += peer_rows(subject, options, missing, Path(work))
+            rows: list[method_run.Row] = []
+            stopped = collect(method_run.run_cases(subject, wanted, Path(work), say), rows)
+            if not stopped and not options.no_peers:
+                stopped = collect(peer_rows(subject, options, missing), rows)
         result["models"][name] = {
             "rows": rows,
             "texts": {key: [file.name, *rest] for key, (file, *rest) in subject.texts.items()},
@@ -127,15 +129,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "embedding": subject.embedding,
             "seconds": round(time.perf_counter() - started, 1),
         }
+        if stopped:
+            say(f"stopped; {len(rows)} rows of {name} are kept")
+            break
         if name == STORIES and not options.only:
             result["models"][name]["rounded"] = method_rounded.rows(subject, say)
         say(f"{name}: {result['models'][name]['seconds']:.0f} s")
     return result
 
 
+def collect(source: Iterator[method_run.Row], rows: list[method_run.Row]) -> bool:
+    """Append what comes to `rows`; True if a signal ended it: what has been measured by then is kept."""
+    try:
+        for row in source:
+            rows.append(row)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
 def peer_rows(
-    subject: Subject, options: argparse.Namespace, missing: dict[str, str], work: Path
-) -> list[method_run.Row]:
+    subject: Subject, options: argparse.Namespace, missing: dict[str, str]
+) -> Iterator[method_run.Row]:
     """The same measurements of what other programs make of the model."""
     if subject.name == STORIES:
         windows = method_texts.windows_file(subject, options.cache)
@@ -147,7 +162,8 @@ def peer_rows(
     for begin in range(0, len(keys), method_run.TOGETHER):
         part = {key: made[key] for key in keys[begin : begin + method_run.TOGETHER]}
         found.update(method_run.measured(subject, part))
-    return [{**row, **found.get(row["key"], {})} for row in rows]
+    for row in rows:
+        yield {**row, **found.get(row["key"], {})}
 
 
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +175,7 @@ def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         models[name] = {**found, **models.get(name, {}), "rows": list(rows.values())}
         if "rounded" in found:
             models[name]["rounded"] = found["rounded"]
-    return {**old, "models": models}
+    return {**old, "models": models, "missing": {**old["missing"], **new["missing"]}}
 
 
 def rounded_only(options: argparse.Namespace) -> int:
@@ -190,6 +206,7 @@ def main() -> int:
         return method_page.render(json.loads(RESULT.read_text()), ROOT / "docs", say)
     if options.rounded:
         return rounded_only(options)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = measure(options)
     except process.CommandError as error:

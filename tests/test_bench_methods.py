@@ -135,6 +135,16 @@ def test_merging_replaces_rows_and_keeps_the_others():
     assert found[1]["sampled"]["kl_nats_per_token"] == 0.15
 
 
+def test_a_signal_keeps_what_was_measured():
+    def source():
+        yield {"key": "a"}
+        raise KeyboardInterrupt
+
+    rows = []
+    assert methods.collect(source(), rows) and rows == [{"key": "a"}]
+    assert not methods.collect(iter([{"key": "b"}]), rows) and len(rows) == 2
+
+
 @pytest.fixture
 def subject(tmp_path):
     sys.path.insert(0, str(Path(__file__).parent))
