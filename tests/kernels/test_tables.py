@@ -11,7 +11,7 @@ import pytest
 
 from lowbit import _native
 from lowbit.formats import parse_format
-from lowbit.kernels import lookup
+from lowbit.kernels import lookup, tuning
 from lowbit.kernels.reference import matmul_reference, matmul_tolerance
 from lowbit.packed import CodeTerm, PackedMatrix, pack_codes
 from lowbit.packed.layout import pack_groups
@@ -152,6 +152,19 @@ def test_measuring_keeps_the_setting_and_finds_known_widths():
     _native.set_tables(1 << 2)
     found = lookup.measure()
     assert _native.tables() == 1 << 2 and found & ~EVERY == 0
+
+
+def test_what_is_forced_is_not_kept_as_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOWBIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("LOWBIT_KERNEL", "table")
+    monkeypatch.delenv("LOWBIT_TUNING", raising=False)
+    crossovers = _native.crossovers()
+    try:
+        tuning.tune()
+    finally:
+        _native.set_crossovers(*crossovers)
+    assert lookup.measure() is None
+    assert [key for key in json.loads(tuning.path().read_text()) if "tables" in key] == []
 
 
 SCRIPT = """

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +71,12 @@ def tune() -> Crossovers:
         raise
     _native.set_crossovers(*found)
     widths = lookup.measure()
-    _native.set_tables(widths)
+    kept: dict[str, Any] = {_key(): found._asdict()}
+    if widths is not None:
+        _native.set_tables(widths)
+        kept[_key() + _TABLES] = widths
     with contextlib.suppress(OSError):
-        _write({_key(): found._asdict(), _key() + _TABLES: widths})
+        _write(kept)
     return found
 
 
@@ -180,5 +184,7 @@ def _matrix(even: bool) -> Any:
     levels = np.arange(16, dtype=np.float32) - 8
     matrix = _native.Matrix(out_features, in_features)
     scales = np.ones((blocks, groups, 32), np.float16)
-    matrix.add_code_term(4, codes, "fp16", scales, GROUP, (levels if even else levels**3)[None])
+    with warnings.catch_warnings():  # LOWBIT_KERNEL=table is not about this matrix
+        warnings.simplefilter("ignore", RuntimeWarning)
+        matrix.add_code_term(4, codes, "fp16", scales, GROUP, (levels if even else levels**3)[None])
     return matrix
