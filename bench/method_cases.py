@@ -55,6 +55,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
 ELSEWHERE: frozenset[str] = frozenset({"ksort", "lossless"})  # for caches of keys, and without any loss
 # What papers recommend together, beside each alone.
 PAIRS = (
+    "awq+kmeans:compensate=yes,refit=4",
     "gptq:order=activation",
     "gptq:order=activation,refit=4",
     "awq+gptq",
