@@ -129,7 +129,6 @@ class _Rounding:
         """Begin a layer."""
         self._weights, self._energy = weights, energy
         self._rounds: dict[str, Round] = {}
-        self._for_values: torch.Tensor
         if self._activation is not None:
             method, options = self._activation
             for name in set(_LEADER.values()):
