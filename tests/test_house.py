@@ -24,6 +24,7 @@ ROOMS = {
     "model": {"kernels", "packed", "formats"},
     "compress": {"quantize", "model", "kernels", "packed", "formats"},
     "engine": {"model", "kernels", "packed", "formats"},
+    "server": {"engine", "model", "kernels", "packed", "formats"},
     "measure": {"quantize", "engine", "model", "kernels", "packed", "formats"},
 }
 ROOMS["cli"] = {*ROOMS}
@@ -34,6 +35,7 @@ EXTRA = {
     "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2", "torch"},
     "compress": {"torch", "scipy", "safetensors"},
     "quantize": {"torch", "scipy"},
+    "server": {"fastapi", "starlette", "uvicorn", "msgspec", "prometheus_client", "pydantic"},
     "measure": {"matplotlib"},
     "cli": {"rich"},
 }
