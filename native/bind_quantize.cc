@@ -68,6 +68,7 @@ static void bound_unpack_base3(PackedIn packed, ByteMatrix codes) {
 }
 
 using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using FloatRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes3 = nb::ndarray<uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using AnyArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
 
@@ -105,16 +106,18 @@ enum Parameter {
 };
 
 static std::pair<double, double> bound_round_to_nearest(
-    Floats weights, Packed codes, AnyArray scales, std::optional<Bytes3> zero_points,
-    std::optional<Bytes3> selectors, std::optional<Bytes3> multipliers, std::vector<float> digits, int bits,
-    size_t group_size, size_t together, const std::string& scale_type, float divisor, Floats levels,
-    Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear, bool both_signs,
-    bool mean_start, bool mse, bool base3) {
+    Floats weights, std::optional<FloatRow> counts, Packed codes, AnyArray scales,
+    std::optional<Bytes3> zero_points, std::optional<Bytes3> selectors, std::optional<Bytes3> multipliers,
+    std::vector<float> digits, int bits, size_t group_size, size_t together, const std::string& scale_type,
+    float divisor, Floats levels, Floats boundaries, ByteMatrixIn level_codes, Floats parameters, bool linear,
+    bool both_signs, bool mean_start, bool mse, bool weigh, bool base3) {
   RtnJob job = {};
   job.weights = weights.data();
   job.rows = weights.shape(0);
   job.columns = weights.shape(1);
   require(job.rows > 0 && job.columns > 0, "weights must not be empty");
+  require(!counts || counts->size() == job.columns, "counts must be [columns]");
+  job.counts = counts ? counts->data() : nullptr;
   job.planes = std::max<size_t>(digits.size(), 1);
   job.digits = digits.data();
   require(codes.shape(0) % job.planes == 0, "codes must be those of each plane, one after the other");
@@ -148,6 +151,7 @@ static std::pair<double, double> bound_round_to_nearest(
   job.bits = bits;
   job.scale_type = scale_number(scale_type);
   job.mse = mse;
+  job.weigh = weigh;
   job.affine = zero_points.has_value();
   job.mean_start = mean_start;
 
@@ -210,12 +214,12 @@ static std::pair<double, double> bound_round_to_nearest(
 void bind_quantize(nb::module_& m) {
   m.def("largest_magnitude", &bound_largest_magnitude, nb::arg("weights"),
         "Largest magnitude of float32 [rows, columns]; infinite or NaN if one of them is.");
-  m.def("round_to_nearest", &bound_round_to_nearest, nb::arg("weights"), nb::arg("codes"), nb::arg("scales"),
-        nb::arg("zero_points").none(), nb::arg("selectors").none(), nb::arg("multipliers").none(),
-        nb::arg("digits"), nb::arg("bits"), nb::arg("group_size"), nb::arg("together"), nb::arg("scale_type"),
-        nb::arg("divisor"), nb::arg("levels"), nb::arg("boundaries"), nb::arg("level_codes"),
-        nb::arg("parameters"), nb::arg("linear"), nb::arg("both_signs"), nb::arg("mean_start"),
-        nb::arg("mse"), nb::arg("base3"),
+  m.def("round_to_nearest", &bound_round_to_nearest, nb::arg("weights"), nb::arg("counts").none(),
+        nb::arg("codes"), nb::arg("scales"), nb::arg("zero_points").none(), nb::arg("selectors").none(),
+        nb::arg("multipliers").none(), nb::arg("digits"), nb::arg("bits"), nb::arg("group_size"),
+        nb::arg("together"), nb::arg("scale_type"), nb::arg("divisor"), nb::arg("levels"),
+        nb::arg("boundaries"), nb::arg("level_codes"), nb::arg("parameters"), nb::arg("linear"),
+        nb::arg("both_signs"), nb::arg("mean_start"), nb::arg("mse"), nb::arg("weigh"), nb::arg("base3"),
         "Quantize float32 [rows, columns] into zeroed codes and scales; see quantize/native.py. Returns the "
         "sums "
         "of squared errors and of squared weights, both over divisor^2.");

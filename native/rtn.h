@@ -34,6 +34,7 @@ struct LevelTable {
 
 struct RtnJob {
   const float* weights;  // [rows][columns], finite
+  const float* counts;   // [columns], times which a squared error in each counts in the search; null: 1
   size_t rows, columns;
   size_t group_size, groups;  // group_size * groups == columns
   size_t together;            // neighbouring groups that share a scale; 1 without multipliers
@@ -45,6 +46,7 @@ struct RtnJob {
   size_t plane_codes;              // bytes of codes of one plane, which follow one another, as scales do
   const float* digits;             // [planes] scales to start from, over the largest magnitude; planes > 1
   bool mse;                        // least squares; false: the min-max scale
+  bool weigh;                      // large weights count more in it
   bool affine;                     // asymmetric integers; tables[0] has lower_normal, lower_cover and count
   bool mean_start;                 // the min-max scale is the mean magnitude
   std::vector<LevelTable> tables;  // 1, or up to 4 with selectors

@@ -181,13 +181,14 @@ void rtn_tile(const RtnJob& job, size_t block, size_t tile, uint8_t* scratch) {
       for (size_t i = 0; i < n; ++i) store(w + 16 * i, div(load(w + 16 * i), set1(job.divisor)));
     int32_t* words = reinterpret_cast<int32_t*>(steps) + 4 * number * n;
     const Target out = {block, tile, live, words, plane_bytes / sizeof(int32_t), &error, &square};
+    const float* counts = job.counts ? job.counts + number * n : nullptr;
     if (job.multipliers) {
-      const SuperGroup s(job, w, importance, of_groups);
+      const SuperGroup s(job, number * n, w, importance, of_groups);
       quantize_super_group(job, s, number, out);
     } else if (job.planes > 1) {
-      fit_group(job, describe(w, importance, n, true), number, of_groups, out);
+      fit_group(job, describe(w, importance, n, true, counts), number, of_groups, out);
     } else {
-      quantize_group(job, describe(w, importance, n, job.mse), number, out);
+      quantize_group(job, describe(w, importance, n, job.weigh, counts), number, out);
     }
   }
   for (size_t p = 0; p < job.planes; ++p)

@@ -13,7 +13,7 @@ constexpr float kTopMultiplier = 15.0f;
 constexpr int kOffered = 3;     // multipliers tried at a time, for independent sums
 constexpr int kEvery = 15 / 3;  // rounds of kOffered through all of 1 .. 15
 
-// The groups of one super-group, in scratch memory.
+// The groups of one super-group, whose first column is `first`, in scratch memory.
 struct SuperGroup {
   size_t count;       // groups
   float* w;           // [count][n][16]
@@ -27,13 +27,14 @@ struct SuperGroup {
   float* mean;
   size_t n;  // inputs of a group
 
-  SuperGroup(const RtnJob& job, float* weights, float* counts, float* vectors)
-      : count(job.together), w(weights), importance(counts), n(job.group_size) {
+  SuperGroup(const RtnJob& job, size_t first, float* weights, float* errors_count, float* vectors)
+      : count(job.together), w(weights), importance(errors_count), n(job.group_size) {
     const size_t size = kTileRows * count;
     float** const members[kGroupVectors] = {&best, &chosen, &alone, &high, &low, &rms, &mean};
     for (size_t i = 0; i < kGroupVectors; ++i) *members[i] = vectors + i * size;
     for (size_t j = 0; j < count; ++j) {
-      const Group g = describe(w + kTileRows * n * j, importance + kTileRows * n * j, n, job.mse);
+      const Group g = describe(w + kTileRows * n * j, importance + kTileRows * n * j, n, job.weigh,
+                               job.counts ? job.counts + first + n * j : nullptr);
       store(high + 16 * j, g.high);
       store(low + 16 * j, g.low);
       store(rms + 16 * j, g.rms);

@@ -56,7 +56,8 @@ struct Best {
   F32 scale, zero, error;
 };
 
-inline Group describe(const float* w, float* importance, size_t n, bool weigh) {
+// Fills importance[n][16]. counts: [n], times which the errors of all rows count, or null.
+inline Group describe(const float* w, float* importance, size_t n, bool weigh, const float* counts) {
   Group g = {w, importance, n, zero_f32(), zero_f32(), zero_f32(), zero_f32()};
   F32 squares = zero_f32(), magnitudes = zero_f32();
   for (size_t i = 0; i < n; ++i) {
@@ -73,7 +74,8 @@ inline Group describe(const float* w, float* importance, size_t n, bool weigh) {
   const F32 part = mul(inverse(mean_square), set1(1.0f - kFlat));
   for (size_t i = 0; i < n; ++i) {
     const F32 v = load(w + 16 * i);
-    store(importance + 16 * i, weigh ? add(mul(mul(v, v), part), set1(kFlat)) : set1(1.0f));
+    const F32 own = weigh ? add(mul(mul(v, v), part), set1(kFlat)) : set1(1.0f);
+    store(importance + 16 * i, counts ? mul(own, set1(counts[i])) : own);
   }
   return g;
 }

@@ -61,12 +61,17 @@ def awkward(rng):
 
 
 @pytest.mark.parametrize("format", [f for f in SINGLE if f.name != "dual-g64"], ids=lambda f: f.name)
-@pytest.mark.parametrize("search", ["mse", "minmax"])
+@pytest.mark.parametrize("search", ["mse", "minmax", "mse by counts", "plain by counts"])
 def test_native_equals_numpy_bit_for_bit(format, search, rng):
     for w in (awkward(rng), awkward(rng)[:5] * np.float32(1e-7)):
         largest = float(np.abs(w).max())
-        native, native_error = quantize_native(w, format, search, largest)
-        numpy, numpy_error = quantize_reference(w, format, search, largest)
+        kind, _, counted = search.partition(" by ")
+        counts = np.exp(3 * rng.standard_normal(w.shape[1])).astype(np.float32) if counted else None
+        native, native_error = quantize_native(w, format, kind, largest, counts)
+        numpy, numpy_error = quantize_reference(w, format, kind, largest, counts)
+        if counts is not None and format.scale_type == "fp16" and 1 < format.bits < 8 and len(w) > 5:
+            plain, _ = quantize_native(w, format, kind, largest)
+            assert (plain.dequantize() != native.dequantize()).any()
         assert native_error == pytest.approx(numpy_error, rel=1e-5)
         assert native_error == pytest.approx(relative_error(native, w), rel=1e-4, abs=1e-12)
         for term, other in zip(native.terms, numpy.terms, strict=True):

@@ -14,7 +14,7 @@ from lowbit.errors import FormatError
 from lowbit.formats import Format
 from lowbit.packed import PackedMatrix, check_group_size
 from lowbit.quantize.grid import F32
-from lowbit.quantize.native import largest_magnitude
+from lowbit.quantize.native import largest_magnitude, quantize_native
 from lowbit.quantize.parameters import check_coded
 from lowbit.quantize.round_to_nearest import quantize_reference
 
@@ -43,7 +43,9 @@ def round_by_importance(
     if not np.isfinite(own):
         raise FormatError(f"{what}: a weight is NaN or infinite; the checkpoint is damaged")
     counts = relative(importance, weight.shape[1], what)
-    return quantize_reference(weight, format, search, max(own, largest or 0.0), counts)[0]
+    largest, weight = max(own, largest or 0.0), np.ascontiguousarray(weight)
+    fast = quantize_native(weight, format, search, largest, counts)
+    return (fast or quantize_reference(weight, format, search, largest, counts))[0]
 
 
 def relative(importance: np.ndarray, in_features: int, what: str) -> np.ndarray:

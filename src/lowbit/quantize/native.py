@@ -33,12 +33,13 @@ def largest_magnitude(weight: np.ndarray) -> float:
 
 
 def quantize_native(
-    weight: np.ndarray, format: Format, search: str, largest: float
+    weight: np.ndarray, format: Format, search: str, largest: float, counts: np.ndarray | None = None
 ) -> tuple[PackedMatrix, float] | None:
     """As `quantize_reference`, with equal codes and scales.
 
     weight: float32 [out_features, in_features], C order, finite; its group size fits
     largest: largest |weight|
+    counts: float32 [in_features] or None
     Returns None for tables of unequal counts of distinct levels, for sums of terms with more than
     MAX_COMBINATIONS or of levels 0 and 1, and where the native module is not built.
     """
@@ -67,6 +68,7 @@ def quantize_native(
     selectors = np.zeros(groups, np.uint8) if len(format.tables) > 1 else None
     error, squared = _native.round_to_nearest(
         weight,
+        counts,
         codes,
         scales,
         zero_points,
@@ -85,7 +87,8 @@ def quantize_native(
         linear=all(grid.linear for grid in grids),
         both_signs=both_signs(grids[0], format.scale_type),
         mean_start=starts_at_mean(grids[0]),
-        mse=search == "mse",
+        mse=search != "minmax",
+        weigh=search == "mse",
         base3=format.packing == "base3",
     )
     parts = tuple(
