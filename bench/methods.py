@@ -47,6 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--rounded", action="store_true", help="only activations and caches, put into the result"
     )
+    parser.add_argument("--untimed", action="store_true", help="others use the machine: leave times empty")
     parser.add_argument("--list", action="store_true", help="only print the cases")
     parser.add_argument("--render", action="store_true", help="only docs/methods.md and its plot")
     options = parser.parse_args(arguments)
@@ -215,6 +216,8 @@ def main() -> int:
     for found in result["models"].values():
         for row in found["rows"]:
             row.update(commit=result["commit"][:12], date=result["date"][:10])
+            if options.untimed:
+                row["seconds"] = None
     method_page.print_tables(result)
     partial = bool(options.only or options.model or options.no_peers or options.quick)
     if partial and not options.merge:
