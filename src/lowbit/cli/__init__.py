@@ -35,10 +35,13 @@ lowbit runs language models in few bits.
 `lowbit help` lists all verbs, `lowbit VERB --help` their options.
 """
 
-_MODULES = {"eval": "evaluate", "bench kernels": "bench_kernels"}
+_MODULES = {"eval": "evaluate", "bench kernels": "bench_kernels", "bench serve": "bench_serve"}
 
 # Verbs of two words; `lowbit bench ./kernels` measures a model of that name.
-SUBVERBS = {"bench kernels": "measure single products of any format against the machine's bounds"}
+SUBVERBS = {
+    "bench kernels": "measure single products of any format against the machine's bounds",
+    "bench serve": "put load on a server: throughput and how long its users wait",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
