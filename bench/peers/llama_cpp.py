@@ -52,6 +52,10 @@ VARIANTS = {
         ("-DGGML_NATIVE=ON", *COMMON),
         ("llama-bench", "llama-quantize", "llama-perplexity", "llama-imatrix"),
     ),
+    "server": Variant(  # of an option that is given twice, the last counts
+        ("-DGGML_NATIVE=ON", *COMMON, "-DLLAMA_BUILD_SERVER=ON"),
+        ("llama-server",),
+    ),
     "avx2": Variant(
         (
             "-DGGML_NATIVE=OFF",
