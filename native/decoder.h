@@ -51,10 +51,26 @@ struct DecoderLayer {
   size_t window = 0;  // 0: all earlier positions
 };
 
-// `count` tokens that continue `cache`.
+// `count` tokens that continue `cache`, and what a step is to find out about them.
 struct Run {
   KvCache* cache;
   size_t count;
+  Sampler* sampler = nullptr;  // chooses the token that follows; null: only append
+  size_t drafts = 0;           // how many of the last tokens are guesses of what `sampler` will choose
+  const uint32_t* masks =
+      nullptr;      // [drafts + 1][mask_words(vocab_size)] tokens that may be chosen; null: all
+  int scores = -1;  // likeliest tokens to report beside each score; -1: no scores
+};
+
+// What a step found out about a run.
+struct StepRun {
+  std::vector<int32_t> ids;              // chosen tokens: one, and one more for every guess that was right
+  std::vector<float> logprobs;           // of each
+  std::vector<LikelyTokens> tops;        // for each, as the sampler's top_logprobs asks
+  std::vector<float> scores;             // [count - 1] log p(next token of the run | tokens up to here)
+  std::vector<LikelyTokens> score_tops;  // [count - 1]
+  bool failed =
+      false;  // no token can be chosen or scored; cache and sampler are as before, all else is empty
 };
 
 class DecoderWorkspace;
@@ -89,17 +105,17 @@ class Decoder {
   // A decoder without weights still has a shape; only a finished one runs.
   bool finished() const { return finished_; }
 
-  // Each appends runs[i].count of `tokens` to runs[i].cache, all or (on an error) none. Calls from several
-  // threads queue up. Throws std::invalid_argument on bad arguments, std::runtime_error on logits that are
-  // not finite.
+  // Both append runs[i].count of `tokens` to runs[i].cache. Calls from several threads queue up. They throw
+  // std::invalid_argument on bad arguments, and then nothing has changed.
   //
   // out[run][vocab_size] for the last token of each run, or out[token][vocab_size] for all.
   void logits(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, bool all, float* out);
-  // ids[run] and the raw log-probability of each.
-  void sample(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
-              const std::vector<Sampler*>& samplers, int32_t* ids, float* logprobs);
-  // out[i] = log p(tokens[i + 1] | tokens up to i) for all but the last token.
-  void score(const std::vector<int32_t>& tokens, KvCache* cache, float* out);
+  // Samples after the last token of each run with a sampler. Where the last k tokens are guesses, it samples
+  // before each of them and after the last, as long as the guesses are what it chooses; the cache then ends
+  // before the first wrong one. Tokens, log-probabilities and the sampler's state are those of k + 1 steps
+  // of one token. A run whose logits are not finite, or whose mask leaves nothing to choose, fails alone; if
+  // that happens behind a guess, the run ends there and the next step fails.
+  std::vector<StepRun> step(const std::vector<int32_t>& tokens, const std::vector<Run>& runs);
 
  private:
   friend class DecoderWorkspace;

@@ -41,10 +41,8 @@ void Walk::head_group(size_t first, size_t count) {
              integer_row(lane_.head, i));
   }
   sync();
-  const StepOutput& output = w_.output_;
-  const bool kept =
-      output.kind == StepOutput::Kind::last_logits || output.kind == StepOutput::Kind::all_logits;
-  float* logits = kept ? output.logits + (w_.first_output_ + first) * vocab : w_.logits_.get();
+  float* kept = w_.output_.logits;
+  float* logits = kept ? kept + (w_.first_output_ + first) * vocab : w_.logits_.get();
   const Product product = {&decoder_.head(), logits, vocab};
   Activations present = lane_.head;
   present.tokens = count;
@@ -57,28 +55,55 @@ void Walk::head_group(size_t first, size_t count) {
   for (size_t i = begin; i < end; ++i)
     w_.chunks_[i] = scan_chunk(logits + i / chunks * vocab, vocab, i % chunks);
   barrier();
-  member_.share(count, &begin, &end);
-  for (size_t i = begin; i < end; ++i)
-    finish_output(first + i, logits + i * vocab, join_chunks(&w_.chunks_[i * chunks], chunks));
+  for (size_t i = member_.id; i < w_.tasks_.size(); i += member_.count) {
+    const RowTask& task = w_.tasks_[i];
+    const size_t run_end = w_.ends_[task.run], drafts = (*w_.runs_)[task.run].drafts;
+    const size_t last = std::min(first + count, task.first + task.count);
+    for (size_t k = std::max(first, task.first); k < last; ++k) {
+      const size_t token = w_.first_token_ + w_.wanted_[k];
+      float* row = logits + (k - first) * vocab;
+      const LogitStats stats = join_chunks(&w_.chunks_[(k - first) * chunks], chunks);
+      if (token + 1 + drafts < run_end)
+        score_row(task.run, token, row, stats);
+      else if (!sample_row(task.run, token, row, stats))
+        break;
+    }
+  }
   if (first + count < w_.wanted_.size()) barrier();  // the next group overwrites the logits
 }
 
-void Walk::finish_output(size_t index, float* logits, const LogitStats& stats) {
-  const size_t output = w_.first_output_ + index;
+// Samples after `token` if the run has been guessed right up to there; false if it has ended.
+bool Walk::sample_row(size_t index, size_t token, float* logits, const LogitStats& stats) {
+  const Run& run = (*w_.runs_)[index];
+  StepRun& result = w_.output_.results[index];
+  const size_t turn = token + 1 + run.drafts - w_.ends_[index];
+  if (result.ids.size() != turn || !std::isfinite(stats.log_sum)) return false;
+  if (turn > 0) {
+    if (result.ids.back() != (*w_.tokens_)[token]) return false;
+    run.sampler->commit();
+  }
+  const uint32_t* mask = run.masks ? run.masks + turn * mask_words(spec_.vocab_size) : nullptr;
+  const int32_t id = run.sampler->choose(logits, spec_.vocab_size, stats, mask);
+  if (id < 0) return false;
+  result.ids.push_back(id);
+  result.logprobs.push_back(run.sampler->logprob());
+  result.tops.push_back(run.sampler->top());
+  return true;
+}
+
+void Walk::score_row(size_t index, size_t token, const float* logits, const LogitStats& stats) {
+  const Run& run = (*w_.runs_)[index];
+  StepRun& result = w_.output_.results[index];
+  const size_t place = token + run.count - w_.ends_[index];
   if (!std::isfinite(stats.log_sum)) {
-    size_t seen = w_.bad_output_;
-    while (output < seen && !w_.bad_output_.compare_exchange_weak(seen, output)) {
-    }
+    result.scores[place] = std::nanf("");
     return;
   }
-  if (w_.output_.kind == StepOutput::Kind::sample) {
-    Sampler& sampler = *w_.output_.samplers[output];
-    w_.output_.ids[output] = sampler.choose(logits, spec_.vocab_size, stats);
-    w_.output_.values[output] = sampler.logprob();
-  } else {
-    const size_t target = static_cast<size_t>(w_.targets_[w_.wanted_[index]]);
-    w_.output_.values[output] = static_cast<float>(logits[target] - stats.log_sum);
-  }
+  const size_t target = static_cast<size_t>((*w_.tokens_)[token + 1]);
+  result.scores[place] = static_cast<float>(logits[target] - stats.log_sum);
+  if (run.scores > 0)
+    result.score_tops[place] =
+        w_.scorers_[member_.id]->likeliest(logits, spec_.vocab_size, stats, static_cast<size_t>(run.scores));
 }
 
 }  // namespace lowbit

@@ -55,7 +55,7 @@ void Walk::embed() {
   size_t begin, end;
   own_rows(rows_, &begin, &end);
   for (size_t row = begin; row < end; ++row)
-    dequantize_row(decoder_.embedding(), static_cast<size_t>(w_.tokens_[row]),
+    dequantize_row(decoder_.embedding(), static_cast<size_t>((*w_.tokens_)[w_.first_token_ + row]),
                    lane_.stream.get() + row * spec_.hidden_size);
   // Angles are float32 products, as in training; sines and cosines of them in double.
   const std::vector<float>& frequencies = decoder_.inverse_frequencies();

@@ -2,6 +2,7 @@
 #include "decoder_step.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -51,12 +52,6 @@ class Claims {
   std::vector<T*> items_;
 };
 
-[[noreturn]] void not_finite(const char* call, const char* what, size_t index) {
-  throw std::runtime_error(
-      std::string(call) + ": the logits of " + what + " " + std::to_string(index) +
-      " are not finite; the caches are unchanged. Check the weights for damage or overflow");
-}
-
 }  // namespace
 
 // ---- The calls of decoder.h
@@ -92,57 +87,74 @@ void Decoder::check_step(const char* call, const std::vector<int32_t>& tokens,
   }
 }
 
-static void advance(const std::vector<Run>& runs) {
-  for (const Run& run : runs) run.cache->set_length(run.cache->length() + run.count);
-}
-
 void Decoder::logits(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, bool all, float* out) {
   const std::lock_guard<std::mutex> lock(step_);
   Claims<KvCache> caches;
   for (size_t i = 0; i < runs.size(); ++i) caches.claim(runs[i].cache, "Decoder.logits", "cache", i);
   check_step("Decoder.logits", tokens, runs);
   StepOutput output;
-  output.kind = all ? StepOutput::Kind::all_logits : StepOutput::Kind::last_logits;
   output.logits = out;
+  output.all = all;
   workspace_->run(tokens, runs, output);
-  advance(runs);
+  for (const Run& run : runs) run.cache->set_length(run.cache->length() + run.count);
 }
 
-void Decoder::sample(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
-                     const std::vector<Sampler*>& samplers, int32_t* ids, float* logprobs) {
-  const std::lock_guard<std::mutex> lock(step_);
-  Claims<KvCache> caches;
-  Claims<Sampler> claimed;
-  for (size_t i = 0; i < runs.size(); ++i) caches.claim(runs[i].cache, "Decoder.sample", "cache", i);
-  for (size_t i = 0; i < samplers.size(); ++i) claimed.claim(samplers[i], "Decoder.sample", "sampler", i);
-  check_step("Decoder.sample", tokens, runs);
-  if (samplers.size() != runs.size())
-    throw std::invalid_argument("Decoder.sample: " + std::to_string(samplers.size()) + " samplers for " +
-                                std::to_string(runs.size()) + " runs; give one each");
-  for (Sampler* sampler : samplers) sampler->reserve(spec_.vocab_size);
-  StepOutput output;
-  output.kind = StepOutput::Kind::sample;
-  output.samplers = samplers.data();
-  output.ids = ids;
-  output.values = logprobs;
-  const size_t bad = workspace_->run(tokens, runs, output);
-  if (bad != DecoderWorkspace::kAllFinite) not_finite("Decoder.sample", "run", bad);
-  advance(runs);
-  for (size_t i = 0; i < samplers.size(); ++i) samplers[i]->commit(ids[i]);
+static void check_run(const Run& run, size_t index) {
+  const std::string name = "[" + std::to_string(index) + "]";
+  if (run.drafts >= run.count)
+    throw std::invalid_argument("Decoder.step: drafts" + name + "=" + std::to_string(run.drafts) +
+                                " must be less than counts" + name + "=" + std::to_string(run.count) +
+                                "; the first guess follows a token that is no guess");
+  if (run.drafts > 0 && !run.sampler)
+    throw std::invalid_argument("Decoder.step: run " + std::to_string(index) +
+                                " has drafts but no sampler; give the sampler that judges them");
+  if (run.masks && !run.sampler)
+    throw std::invalid_argument("Decoder.step: run " + std::to_string(index) +
+                                " has a mask but no sampler; give the sampler that obeys it");
+  if (run.scores < -1 || run.scores > 10000)
+    throw std::invalid_argument("Decoder.step: scores" + name + "=" + std::to_string(run.scores) +
+                                " must be -1 (none) to 10000 likeliest tokens");
+  if (run.drafts > 0 && run.scores >= 0)
+    throw std::invalid_argument("Decoder.step: run " + std::to_string(index) +
+                                " has drafts and scores; score the prompt in a step of its own");
 }
 
-void Decoder::score(const std::vector<int32_t>& tokens, KvCache* cache, float* out) {
+std::vector<StepRun> Decoder::step(const std::vector<int32_t>& tokens, const std::vector<Run>& runs) {
   const std::lock_guard<std::mutex> lock(step_);
-  const std::vector<Run> runs = {{cache, tokens.size()}};
   Claims<KvCache> caches;
-  caches.claim(cache, "Decoder.score", "cache", 0);
-  check_step("Decoder.score", tokens, runs);
+  Claims<Sampler> samplers;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    caches.claim(runs[i].cache, "Decoder.step", "cache", i);
+    if (runs[i].sampler) samplers.claim(runs[i].sampler, "Decoder.step", "sampler", i);
+  }
+  check_step("Decoder.step", tokens, runs);
+  std::vector<StepRun> results(runs.size());
+  for (size_t i = 0; i < runs.size(); ++i) {
+    check_run(runs[i], i);
+    if (runs[i].sampler) runs[i].sampler->reserve(spec_.vocab_size);
+    if (runs[i].scores >= 0) results[i].scores.resize(runs[i].count - 1);
+    if (runs[i].scores > 0) results[i].score_tops.resize(runs[i].count - 1);
+  }
   StepOutput output;
-  output.kind = StepOutput::Kind::score;
-  output.values = out;
-  const size_t bad = workspace_->run(tokens, runs, output);
-  if (bad != DecoderWorkspace::kAllFinite) not_finite("Decoder.score", "token", bad);
-  advance(runs);
+  output.results = results.data();
+  workspace_->run(tokens, runs, output);
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const Run& run = runs[i];
+    const std::vector<float>& scores = results[i].scores;
+    if ((run.sampler && results[i].ids.empty()) ||
+        std::any_of(scores.begin(), scores.end(), [](float score) { return std::isnan(score); })) {
+      results[i] = StepRun();
+      results[i].failed = true;
+      continue;
+    }
+    size_t kept = run.count;
+    if (run.sampler) {
+      run.sampler->commit();
+      kept = run.count - run.drafts + results[i].ids.size() - 1;  // all chosen tokens but the last
+    }
+    run.cache->set_length(run.cache->length() + kept);
+  }
+  return results;
 }
 
 // ---- Passes
@@ -171,46 +183,48 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
   next_item_.reset(new std::atomic<size_t>[spec_.n_layers]);
 }
 
-size_t DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
-                             const StepOutput& output) {
+void DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
+                           const StepOutput& output) {
   const std::shared_ptr<Team> crew = team();
+  tokens_ = &tokens;
+  runs_ = &runs;
   output_ = output;
-  bad_output_ = kAllFinite;
   first_output_ = 0;
+  ends_.clear();
+  for (const Run& run : runs) ends_.push_back((ends_.empty() ? 0 : ends_.back()) + run.count);
   // Passes of equal size: a short one at the end would unpack all weights for a few tokens.
   const size_t passes = (tokens.size() + pass_tokens_ - 1) / pass_tokens_;
   const size_t size = round_up((tokens.size() + passes - 1) / passes, kColumns);
   for (size_t begin = 0; begin < tokens.size(); begin += size) {
-    plan_pass(tokens, runs, begin, std::min(tokens.size(), begin + size), crew->size());
+    plan_pass(begin, std::min(tokens.size(), begin + size), crew->size());
     crew->run([this](const Member& member) { Walk(*this, member).run(); });
     first_output_ += wanted_.size();
   }
-  return bad_output_;
 }
 
 // Tokens [begin, end) of the step become a pass.
-void DecoderWorkspace::plan_pass(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
-                                 size_t begin, size_t end, size_t members) {
-  tokens_ = tokens.data() + begin;
-  targets_ = tokens_ + 1;
+void DecoderWorkspace::plan_pass(size_t begin, size_t end, size_t members) {
+  first_token_ = begin;
   count_ = end - begin;
   redundant_ = count_ <= kFewTokens;
   slices_.clear();
   wanted_.clear();
-  const bool all = output_.kind == StepOutput::Kind::all_logits || output_.kind == StepOutput::Kind::score;
-  size_t first = 0;  // of the run, among all tokens
-  for (const Run& run : runs) {
-    const size_t from = std::max(first, begin), to = std::min(first + run.count, end);
-    if (from < to) {
-      slices_.push_back({run.cache, run.cache->length() + (from - first), to - from, from - begin});
-      const size_t scored =
-          output_.kind == StepOutput::Kind::score ? first + run.count - 1 : first + run.count;
-      if (all)
-        for (size_t i = from; i < std::min(to, scored); ++i) wanted_.push_back(i - begin);
-      else if (to == first + run.count)
-        wanted_.push_back(to - 1 - begin);
+  tasks_.clear();
+  for (size_t index = 0; index < runs_->size(); ++index) {
+    const Run& run = (*runs_)[index];
+    const size_t run_end = ends_[index], first = run_end - run.count, sampled = run_end - 1 - run.drafts;
+    const size_t from = std::max(first, begin), to = std::min(run_end, end);
+    if (from >= to) continue;
+    slices_.push_back({run.cache, run.cache->length() + (from - first), to - from, from - begin});
+    for (size_t i = from; i < to; ++i) {
+      const bool wanted = output_.logits ? output_.all || i + 1 == run_end
+                          : i < sampled  ? run.scores >= 0
+                                         : run.sampler != nullptr;
+      if (!wanted) continue;
+      if (i <= sampled || i == from) tasks_.push_back({index, wanted_.size(), 0});
+      ++tasks_.back().count;
+      wanted_.push_back(i - begin);
     }
-    first += run.count;
   }
   fused_append_ = std::all_of(slices_.begin(), slices_.end(), [](const Slice& s) { return s.count == 1; });
   plan_attention(members);
@@ -268,7 +282,7 @@ void DecoderWorkspace::lay_out(size_t members) {
   from_attention_ = gate_.grow(n * std::max(inner_stride_, hidden_stride_));
   // With a lane per member nobody waits between reading a projection and the next product.
   if (redundant_) from_attention_ = from_mlp_ = projected_.grow(n * hidden_stride_);
-  if (output_.kind == StepOutput::Kind::sample || output_.kind == StepOutput::Kind::score) {
+  if (!output_.logits) {
     const size_t held = std::min(wanted_.size(), kHeadRows);
     logits_.grow(held * spec_.vocab_size);
     chunks_.resize(held * logit_chunks(spec_.vocab_size));
@@ -288,6 +302,7 @@ void DecoderWorkspace::lay_out(size_t members) {
   }
   if (matmul_scratch_.size() < members) matmul_scratch_.resize(members);
   if (attention_scratch_.size() < members) attention_scratch_.resize(members);
+  while (scorers_.size() < members) scorers_.push_back(std::make_unique<Sampler>(SamplerOptions()));
   const size_t stride = spec_.kv_shape().value_stride();
   const size_t tile_rows = queries_per_tile_ * (spec_.n_heads / spec_.n_kv_heads);
   for (FloatBuffer& scratch : attention_scratch_)

@@ -71,28 +71,28 @@ struct AttentionItem {
   size_t cost;      // keys to visit
 };
 
-// What the caller wants from a step.
+// Where a step leaves what it finds: either logits or results.
 struct StepOutput {
-  enum class Kind { last_logits, all_logits, sample, score };
-  Kind kind;
-  float* logits = nullptr;             // [runs or tokens][vocab]
-  Sampler* const* samplers = nullptr;  // [runs]
-  int32_t* ids = nullptr;              // [runs]
-  float* values = nullptr;             // log-probabilities [runs], or scores [tokens - 1]
+  float* logits = nullptr;  // [runs][vocab], or [tokens][vocab] if `all`
+  bool all = false;
+  StepRun* results = nullptr;  // [runs]
+};
+
+// Wanted rows that one member turns into results in order: those at which a run samples, or one to score.
+struct RowTask {
+  size_t run;
+  size_t first, count;  // among the wanted rows
 };
 
 class DecoderWorkspace {
  public:
   explicit DecoderWorkspace(const Decoder& decoder);
-  // Runs the step and leaves the caches' lengths to the caller. Returns the first output whose logits are not
-  // finite, or kAllFinite.
-  static constexpr size_t kAllFinite = static_cast<size_t>(-1);
-  size_t run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, const StepOutput& output);
+  // Runs the step and leaves the caches' lengths and the last token of each sampler to the caller.
+  void run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, const StepOutput& output);
 
  private:
   friend class Walk;
-  void plan_pass(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, size_t begin, size_t end,
-                 size_t members);
+  void plan_pass(size_t begin, size_t end, size_t members);
   void plan_attention(size_t members);
   void lay_out(size_t members);
   size_t normed_size() const { return std::max(spec_.hidden_size, spec_.q_size()); }
@@ -102,17 +102,20 @@ class DecoderWorkspace {
   size_t pass_tokens_;  // at most this many tokens in a pass
   size_t queries_per_tile_;
 
+  // The step at hand.
+  const std::vector<int32_t>* tokens_ = nullptr;
+  const std::vector<Run>* runs_ = nullptr;
+  std::vector<size_t> ends_;  // of each run, among all tokens
+  StepOutput output_{};
+
   // The pass at hand.
-  const int32_t* tokens_ = nullptr;   // of the pass
-  const int32_t* targets_ = nullptr;  // score: the token after each
-  size_t count_ = 0;
+  size_t first_token_ = 0, count_ = 0;
   bool redundant_ = false;     // every member has its own lane
   bool fused_append_ = false;  // one token per sequence: the attention item stores its key and value
   std::vector<Slice> slices_;
   std::vector<size_t> wanted_;  // rows whose logits are wanted, ascending
-  size_t first_output_ = 0;     // output of wanted_[0]; the others follow
-  StepOutput output_{};
-  std::atomic<size_t> bad_output_{kAllFinite};
+  size_t first_output_ = 0;     // where the logits of wanted_[0] go; the others follow
+  std::vector<RowTask> tasks_;
   std::vector<AttentionItem> items_;
   std::unique_ptr<std::atomic<size_t>[]> next_item_;   // [layers]
   std::unique_ptr<std::atomic<size_t>[]> open_parts_;  // [split tiles], segments not yet done
@@ -136,6 +139,7 @@ class DecoderWorkspace {
   float* from_attention_ = nullptr;  // [tokens][hidden], what a half adds to the stream
   float* from_mlp_ = nullptr;
   std::vector<LogitChunk> chunks_;
+  std::vector<std::unique_ptr<Sampler>> scorers_;  // per member: finds the likeliest tokens beside scores
 };
 
 // One member's way through a pass.
@@ -169,7 +173,8 @@ class Walk {
   void keep_wanted();
   void head();
   void head_group(size_t first, size_t count);
-  void finish_output(size_t index, float* logits, const LogitStats& stats);
+  bool sample_row(size_t run, size_t token, float* logits, const LogitStats& stats);
+  void score_row(size_t run, size_t token, const float* logits, const LogitStats& stats);
 
   DecoderWorkspace& w_;
   const Decoder& decoder_;

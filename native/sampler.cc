@@ -32,6 +32,17 @@ uint64_t scramble(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+// Everything that the mask does not allow becomes -inf.
+void keep_allowed(float* logits, size_t vocab, const uint32_t* mask) {
+  for (size_t begin = 0; begin < vocab; begin += 32) {
+    const uint32_t word = mask[begin / 32];
+    if (word == UINT32_MAX) continue;
+    const size_t n = std::min<size_t>(32, vocab - begin);
+    for (size_t i = 0; i < n; ++i)
+      if (!(word >> i & 1)) logits[begin + i] = kNothing;
+  }
+}
+
 }  // namespace
 
 LogitChunk scan_chunk(const float* logits, size_t vocab, size_t chunk) {
@@ -72,6 +83,11 @@ Sampler::Sampler(const SamplerOptions& options) : options_(options) {
           o.repetition_penalty, "0.01 to 100");
   require(std::fabs(o.presence_penalty) <= 1e4, "presence_penalty", o.presence_penalty, "-10000 to 10000");
   require(std::fabs(o.frequency_penalty) <= 1e4, "frequency_penalty", o.frequency_penalty, "-10000 to 10000");
+  for (const auto& [id, bias] : o.logit_bias) {
+    require(id >= 0, "token of logit_bias", id, "0 or more");
+    require(std::fabs(bias) <= 1e4f, "logit_bias", static_cast<double>(bias), "-10000 to 10000");
+  }
+  for (int32_t id : o.forbid) require(id >= 0, "token of forbid", id, "0 or more");
   require(o.top_logprobs <= 10000, "top_logprobs", static_cast<double>(o.top_logprobs), "at most 10000");
 }
 
@@ -80,15 +96,21 @@ void Sampler::observe(const int32_t* tokens, size_t count) {
   for (size_t i = 0; i < count; ++i) ++history_[tokens[i]];
 }
 
-void Sampler::commit(int32_t token) {
-  observe(&token, 1);
+void Sampler::commit() {
+  if (chosen_ < 0) return;
+  observe(&chosen_, 1);
+  chosen_ = -1;
   ++steps_;
 }
 
 void Sampler::reserve(size_t vocab) {
   maxima_.reserve(vocab / kBlock + 1);
   sorted_.reserve(vocab / kBlock + 1);
-  changed_.reserve(history_.size());
+  changed_.reserve(history_.size() + options_.logit_bias.size() + options_.forbid.size());
+  for (const auto& [id, bias] : options_.logit_bias)
+    if (static_cast<size_t>(id) >= vocab)
+      throw std::invalid_argument("Sampler: logit_bias names token " + std::to_string(id) +
+                                  ", but there are " + std::to_string(vocab) + " tokens; leave it out");
 }
 
 bool Sampler::penalizes() const {
@@ -102,15 +124,35 @@ double Sampler::uniform() const {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-void Sampler::penalize(float* logits, size_t vocab) {
+void Sampler::change(float* logits, int32_t id, double value) {
+  changed_.emplace_back(id, logits[id]);
+  logits[id] = static_cast<float>(value);
+}
+
+void Sampler::adjust(float* logits, size_t vocab) {
+  if (steps_ < options_.forbid_until)
+    for (int32_t id : options_.forbid)
+      if (static_cast<size_t>(id) < vocab) change(logits, id, kNothing);
+  for (const auto& [id, bias] : options_.logit_bias)
+    change(logits, id, static_cast<double>(logits[id]) + bias);
+  if (!penalizes()) return;
   for (const auto& [id, count] : history_) {
     if (static_cast<size_t>(id) >= vocab) continue;
-    const float x = logits[id];
-    changed_.emplace_back(id, x);
-    const double penalty = options_.repetition_penalty;
+    const double x = logits[id], penalty = options_.repetition_penalty;
     const double y = x > 0 ? x / penalty : x * penalty;
-    logits[id] = static_cast<float>(y - options_.presence_penalty - options_.frequency_penalty * count);
+    change(logits, id, y - options_.presence_penalty - options_.frequency_penalty * count);
   }
+}
+
+// Fills top_ with the `count` likeliest tokens of a row whose maxima_ are known.
+void Sampler::find_top(const float* logits, size_t vocab, const LogitStats& stats, size_t count) {
+  top_.clear();
+  if (count == 0) return;
+  collect(logits, vocab, std::min(count, vocab));
+  count = std::min(count, pool_.size());
+  std::partial_sort(pool_.begin(), pool_.begin() + static_cast<ptrdiff_t>(count), pool_.end(), before);
+  for (size_t i = 0; i < count; ++i)
+    top_.emplace_back(pool_[i].id, static_cast<float>(pool_[i].logit - stats.log_sum));
 }
 
 void Sampler::find_maxima(const float* logits, size_t vocab) {
@@ -202,6 +244,7 @@ int32_t Sampler::pick_any(const float* logits, size_t vocab, float peak) {
 
 int32_t Sampler::pick(const float* logits, size_t vocab) {
   const float peak = *std::max_element(maxima_.begin(), maxima_.end());
+  if (peak == kNothing) return -1;
   const size_t top_k = options_.top_k == 0 ? vocab : std::min(options_.top_k, vocab);
   if (options_.temperature == 0 || top_k == 1) {
     const auto block = std::find(maxima_.begin(), maxima_.end(), peak) - maxima_.begin();
@@ -254,25 +297,27 @@ int32_t Sampler::pick(const float* logits, size_t vocab) {
   return pool_.back().id;
 }
 
-int32_t Sampler::choose(float* logits, size_t vocab, const LogitStats& stats) {
+const LikelyTokens& Sampler::likeliest(const float* logits, size_t vocab, const LogitStats& stats,
+                                       size_t count) {
   find_maxima(logits, vocab);
-  top_.clear();
-  if (options_.top_logprobs > 0) {
-    collect(logits, vocab, std::min(options_.top_logprobs, vocab));
-    const size_t count = std::min(options_.top_logprobs, pool_.size());
-    std::partial_sort(pool_.begin(), pool_.begin() + static_cast<ptrdiff_t>(count), pool_.end(), before);
-    for (size_t i = 0; i < count; ++i)
-      top_.emplace_back(pool_[i].id, static_cast<float>(pool_[i].logit - stats.log_sum));
-  }
+  find_top(logits, vocab, stats, count);
+  return top_;
+}
+
+int32_t Sampler::choose(float* logits, size_t vocab, const LogitStats& stats, const uint32_t* mask) {
+  find_maxima(logits, vocab);
+  find_top(logits, vocab, stats, options_.top_logprobs);
   changed_.clear();
-  if (penalizes()) {
-    penalize(logits, vocab);
-    find_maxima(logits, vocab);
-  }
-  const int32_t chosen = pick(logits, vocab);
-  for (const auto& [id, value] : changed_) logits[id] = value;
-  logprob_ = static_cast<float>(logits[chosen] - stats.log_sum);
-  return chosen;
+  adjust(logits, vocab);
+  if (mask) keep_allowed(logits, vocab, mask);
+  if (mask || !changed_.empty()) find_maxima(logits, vocab);
+  chosen_ = pick(logits, vocab);
+  if (chosen_ < 0) return -1;
+  float raw = logits[chosen_];
+  for (auto change = changed_.rbegin(); change != changed_.rend(); ++change)
+    if (change->first == chosen_) raw = change->second;
+  logprob_ = static_cast<float>(raw - stats.log_sum);
+  return chosen_;
 }
 
 }  // namespace lowbit

@@ -224,3 +224,54 @@ def test_options_out_of_range_are_named(name, value):
         _native.Sampler().observe([-3])
     with pytest.raises(ValueError, match="0 logits"):
         _native.Sampler().sample(np.zeros(0, np.float32))
+
+
+def test_bias_is_added_before_penalties(rng):
+    logits = rng.normal(size=40).astype(np.float32)
+    bias = {3: 1.5, 7: -2.0, 39: 0.25}
+    biased = logits.copy()
+    biased[list(bias)] += list(bias.values())
+    sampler = _native.Sampler(logit_bias={3: 1e4})
+    assert sampler.sample(logits) == 3
+    assert abs(sampler.logprob - log_softmax(logits)[3]) < 1e-5, "log-probabilities are raw"
+    assert_proportions(draws(logits, 4000, temperature=1.0, logit_bias=bias), kept(biased))
+    named = {"logit_bias": bias, "repetition_penalty": 1.5, "frequency_penalty": 0.4}
+    history = np.array([3, 3, 7, 11], np.int32)
+
+    def draw(seed):
+        sampler = _native.Sampler(temperature=1.0, seed=seed, **named)
+        sampler.observe(history)
+        return sampler.sample(logits)
+
+    want = kept(penalized(biased, history, repetition=1.5, frequency=0.4))
+    assert_proportions(np.array([draw(seed) for seed in range(4000)]), want)
+
+
+def test_forbidden_tokens_come_only_after_their_time():
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+    assert [_native.Sampler(forbid=[0]).sample(logits) for _ in range(3)] == [1] * 3
+    sampler = _native.Sampler(forbid=[0, 1, 500], forbid_until=2, top_logprobs=1)
+    assert [sampler.sample(logits) for _ in range(4)] == [2, 2, 0, 0]
+    assert sampler.top()[0][0] == 0
+    assert set(draws(logits, 50, temperature=5.0, forbid=[1])) == {0, 2}
+
+
+def test_masks_leave_only_what_they_allow(rng):
+    logits = rng.normal(size=5000).astype(np.float32)
+    allowed = rng.random(5000) < 0.01
+    mask = np.packbits(np.append(allowed, np.zeros(24, bool)), bitorder="little").view(np.uint32)
+    masked = np.where(allowed, logits, -np.inf).astype(np.float32)
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 9, "min_p": 0.1}):
+        for seed in range(20):
+            a, b = _native.Sampler(seed=seed, **options), _native.Sampler(seed=seed, **options)
+            assert a.sample(logits, mask) == b.sample(masked)
+    sampler = _native.Sampler()
+    token = sampler.sample(logits, mask)
+    assert abs(sampler.logprob - log_softmax(logits)[token]) < 1e-5
+    with pytest.raises(RuntimeError, match="no token is allowed"):
+        sampler.sample(logits, np.zeros(157, np.uint32))
+    with pytest.raises(ValueError, match="156 words; 5000 logits need 157"):
+        sampler.sample(logits, mask[:-1])
+    for bias in ({-1: 1.0}, {1: np.nan}, {1: 1e6}):
+        with pytest.raises(ValueError, match="logit_bias"):
+            _native.Sampler(logit_bias=bias)
