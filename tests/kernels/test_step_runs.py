@@ -1,5 +1,5 @@
-"""Steps of several sequences: prompts, decoding, verified guesses, masks and scores side by side, each against
-logits and a sampler of its own, bit for bit."""
+"""Steps of several sequences: prompts, decoding, verified guesses, masks and scores side by side, each
+against rows of logits and a sampler of its own, bit for bit."""
 
 from dataclasses import replace
 
