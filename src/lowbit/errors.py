@@ -5,6 +5,7 @@ LowbitError
  +- CheckpointError    a file or directory that is damaged, incomplete or hostile
  +- UnsupportedError   well-formed input that lowbit cannot run; the text says what it can
  +- RequestError       a generation request outside the limits of the model
+ +- BusyError          more work is waiting than the engine may hold; come back later
 
 Each message gives the operation, the value received, the limit and the remedy.
 """
@@ -28,3 +29,11 @@ class UnsupportedError(LowbitError):
 
 class RequestError(LowbitError, ValueError):
     """A generation request outside the limits of the model."""
+
+
+class BusyError(LowbitError):
+    """More work is waiting than the engine may hold; `retry_after_seconds` says when to come back."""
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds

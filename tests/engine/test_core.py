@@ -1,0 +1,123 @@
+"""EngineCore on a whole small model: the tokens of a request are those it gets alone."""
+
+import pytest
+
+from lowbit.engine import SamplingParameters, load
+from lowbit.engine.core import EngineConfig, EngineCore
+from lowbit.engine.request import Request
+from lowbit.errors import BusyError, RequestError
+
+PROMPTS = ["Hello world, this is", "abc", "The quick brown fox jumps over the lazy dog. " * 2, "x" * 70 + "y"]
+PARAMETERS = [
+    SamplingParameters(max_tokens=20),
+    SamplingParameters(max_tokens=21, temperature=1.0, seed=3, presence_penalty=0.5),
+    SamplingParameters(max_tokens=22, temperature=0.8, top_k=20, seed=4),
+    SamplingParameters(max_tokens=23, repetition_penalty=1.2),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return load(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return [model.generate_ids(model.encode(p), q) for p, q in zip(PROMPTS, PARAMETERS)]
+
+
+def finish(core: EngineCore) -> dict:
+    """Step until idle: {request id: (ids, last output)}."""
+    ids, last = {}, {}
+    for _ in range(100_000):
+        if core.idle:
+            return {name: (ids[name], last[name]) for name in ids}
+        for output in core.step():
+            ids.setdefault(output.request_id, []).extend(output.ids)
+            last[output.request_id] = output
+    raise AssertionError("the engine does not come to rest")
+
+
+def run(core: EngineCore, model) -> list[list[int]]:
+    for i, (prompt, parameters) in enumerate(zip(PROMPTS, PARAMETERS)):
+        core.add(Request(model.encode(prompt), parameters, request_id=str(i)))
+    ends = finish(core)
+    return [ends[str(i)][0] for i in range(len(PROMPTS))]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"chunk_tokens": 1},
+        {"chunk_tokens": 7},
+        {"preempt_every": 3},
+        {"max_sequences": 2},
+        {"kv_blocks": 1},
+    ],
+    ids=str,
+)
+def test_tokens_are_those_of_a_request_alone(model, expected, config):
+    core = EngineCore(model, EngineConfig(**config))
+    assert run(core, model) == expected
+    assert core.stats()["running"] == core.stats()["waiting"] == 0
+
+
+def test_what_a_finished_request_tells(model):
+    core = EngineCore(model)
+    core.add(Request(model.encode("abc"), SamplingParameters(max_tokens=4, logprobs=2), request_id="a"))
+    outputs = []
+    while not core.idle:
+        outputs += core.step()
+    assert [len(o.ids) for o in outputs] == [1, 1, 1, 1]
+    assert all(o.logprobs[0] <= 0 and len(o.tops[0]) == 2 for o in outputs)
+    assert [o.finish_reason for o in outputs] == [None, None, None, "length"]
+    timings = outputs[-1].timings
+    assert (timings.prompt_tokens, timings.generated_tokens, timings.cached_tokens) == (3, 4, 0)
+    assert min(timings.queued_seconds, timings.prompt_seconds, timings.generation_seconds) > 0
+    stats = core.stats()
+    assert (stats["generated_tokens"], stats["prompt_tokens"], stats["requests_finished"]) == (4, 3, 1)
+
+
+def test_context_is_filled_exactly(model):
+    core = EngineCore(model)
+    prompt = [65] * (model.context - 3)
+    core.add(Request(prompt, SamplingParameters(max_tokens=50, ignore_eos=True), request_id="a"))
+    ids, last = finish(core)["a"]
+    assert (len(ids), last.finish_reason) == (3, "context")
+
+
+def test_requests_that_are_refused(model):
+    core = EngineCore(model, EngineConfig(max_queued_tokens=10))
+    with pytest.raises(RequestError, match="0 tokens"):
+        core.add(Request([]))
+    with pytest.raises(RequestError, match=r"128 tokens and the context holds 128"):
+        core.add(Request([65] * 128))
+    with pytest.raises(RequestError, match="vocabulary"):
+        core.add(Request([99999]))
+    core.add(Request([65] * 8, request_id="a"))
+    with pytest.raises(RequestError, match="in use"):
+        core.add(Request([65], request_id="a"))
+    with pytest.raises(BusyError, match="8 tokens are waiting") as error:
+        core.add(Request([65] * 3))
+    assert error.value.retry_after_seconds > 0
+    core.add(Request([65] * 2))
+    with pytest.raises(RequestError, match="kv_blocks=0"):
+        EngineConfig(kv_blocks=0)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 30])
+def test_cancel_in_every_phase(model, steps):
+    """Queued, in the prompt, as a stream: the memory is free at once."""
+    core = EngineCore(model, EngineConfig(max_sequences=2, chunk_tokens=16, prefix_cache=False))
+    free = core.stats()["kv_blocks_used"]
+    for name in "abc":
+        core.add(Request([65] * 60, SamplingParameters(ignore_eos=True), request_id=name))
+    for _ in range(steps):
+        core.step()
+    for name in "cab":
+        assert core.cancel(name)
+    assert not core.cancel("a")
+    assert core.stats()["kv_blocks_used"] == free
+    assert {o.finish_reason for o in core.step()} == {"cancelled"}
+    assert core.idle
