@@ -34,6 +34,7 @@ EXTRA = {
     "packed": {"safetensors"},
     "model": {"tokenizers", "safetensors", "huggingface_hub", "jinja2", "torch"},
     "compress": {"torch", "scipy", "safetensors"},
+    "engine": {"llguidance"},
     "quantize": {"torch", "scipy"},
     "server": {"fastapi", "starlette", "uvicorn", "msgspec", "prometheus_client", "pydantic"},
     "measure": {"matplotlib"},

@@ -85,6 +85,14 @@ class Tokenizer:
         """The vocabulary entry with this id, as the tokenizer spells it."""
         return self._backend.id_to_token(token_id)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text; nothing for an id that the vocabulary does not have."""
+        return self._detokenizer.token_bytes(token_id)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the token marks structure (<|im_end|>) and is no part of a text."""
+        return self._detokenizer.is_special(token_id)
+
     def token_id(self, token: str) -> int | None:
         """The id of a vocabulary entry such as "<|im_end|>"."""
         return self._backend.token_to_id(token)
