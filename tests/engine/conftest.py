@@ -104,7 +104,7 @@ def scripted(monkeypatch):
             return [(1, -0.5), (2, -1.5)]
 
     monkeypatch.setattr(sequence, "new_cache", ScriptedCache)
-    monkeypatch.setattr(sequence, "new_sampler", lambda parameters: Sampler())
+    monkeypatch.setattr(sequence, "new_sampler", lambda parameters, eos=(): Sampler())
 
     def make(answer: str | bytes, context: int = 200) -> LanguageModel:
         answer = answer.encode() if isinstance(answer, str) else answer

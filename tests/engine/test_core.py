@@ -1,5 +1,8 @@
 """EngineCore on a whole small model: the tokens of a request are those it gets alone."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from lowbit.engine import SamplingParameters, load
@@ -36,6 +39,11 @@ def finish(core: EngineCore) -> dict:
             ids.setdefault(output.request_id, []).extend(output.ids)
             last[output.request_id] = output
     raise AssertionError("the engine does not come to rest")
+
+
+def iter_outputs(core: EngineCore):
+    while not core.idle:
+        yield from core.step()
 
 
 def run(core: EngineCore, model) -> list[list[int]]:
@@ -102,6 +110,10 @@ def test_requests_that_are_refused(model):
         core.add(Request([65] * 3))
     assert error.value.retry_after_seconds > 0
     core.add(Request([65] * 2))
+    with pytest.raises(RequestError, match="999 is outside the vocabulary"):
+        core.add(Request([65], SamplingParameters(logit_bias={999: 1.0})))
+    with pytest.raises(RequestError, match="temperature"):
+        core.add(Request([65], SamplingParameters(temperature=1e-6)))
     with pytest.raises(RequestError, match="kv_blocks=0"):
         EngineConfig(kv_blocks=0)
 
@@ -121,3 +133,35 @@ def test_cancel_in_every_phase(model, steps):
     assert core.stats()["kv_blocks_used"] == free
     assert {o.finish_reason for o in core.step()} == {"cancelled"}
     assert core.idle
+
+
+def test_bias_and_min_tokens(model):
+    """A bias ends the text at once; min_tokens holds end-of-text back."""
+    eos = min(model.eos_ids)
+    core = EngineCore(model)
+    ends = SamplingParameters(max_tokens=9, logit_bias={eos: 1000.0})
+    core.add(Request([65], ends, request_id="a"))
+    core.add(Request([65], replace(ends, min_tokens=5), request_id="b"))
+    core.add(Request([65], replace(ends, logit_bias={66: 1000.0}), request_id="c"))
+    done = finish(core)
+    assert (done["a"][0], done["a"][1].finish_reason) == ([], "eos")
+    assert (len(done["b"][0]), done["b"][1].finish_reason) == (5, "eos")
+    assert (done["c"][0], done["c"][1].finish_reason) == ([66] * 9, "length")
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2, 5])
+def test_prompt_scores(model, chunk):
+    prompt = model.encode("It was the best of times, it was the worst of times")
+    core = EngineCore(model, EngineConfig(chunk_tokens=chunk))
+    core.add(Request(prompt, SamplingParameters(max_tokens=3), request_id="a", echo_scores=2))
+    core.add(Request(prompt[:9], SamplingParameters(max_tokens=3), request_id="b"))
+    outputs = [o for o in iter_outputs(core) if o.request_id == "a"]
+    scores = outputs[0].prompt_scores
+    assert [o.prompt_scores for o in outputs[1:]] == [None, None]
+    want = model.decoder.score(np.array(prompt, np.int32), model.model.cache())
+    assert np.array_equal(scores.logprobs, want)
+    assert [len(top) for top in scores.tops] == [2] * (len(prompt) - 1)
+    logits = model.decoder.logits(np.array(prompt, np.int32), [model.model.cache()], [len(prompt)], all=True)
+    assert [top[0][0] for top in scores.tops] == logits[:-1].argmax(1).tolist()
+    ids = [token for o in outputs for token in o.ids]
+    assert ids == model.generate_ids(prompt, SamplingParameters(max_tokens=3))

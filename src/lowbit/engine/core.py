@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from lowbit.engine import native_step
 from lowbit.engine.budget import StepTimes
 from lowbit.engine.config import EngineConfig
 from lowbit.engine.generate import LanguageModel
 from lowbit.engine.job import Job, StepPlan
 from lowbit.engine.parameters import SamplingParameters
+from lowbit.engine.pool import PoolMemory
 from lowbit.engine.prefix_cache import PrefixCache
 from lowbit.engine.request import Output, PromptScores, Request, Timings
 from lowbit.engine.scheduler import Scheduler
@@ -40,7 +40,6 @@ class _State:
     started: float = 0.0
     first: float = 0.0
     last: float = 0.0
-    open_mask: np.ndarray | None = None  # allows all but end-of-text, until min_tokens are there
     scores: list[np.ndarray] | None = None
     score_tops: list[list[tuple[int, float]]] | None = None
 
@@ -57,7 +56,7 @@ class EngineCore:
         self.config = config or EngineConfig()
         self._decoder = model.decoder
         self._clock: Callable[[], float] = time.perf_counter
-        self._memory = native_step.PoolMemory(self._decoder, self.config, model.context)
+        self._memory = PoolMemory(self._decoder, self.config, model.context)
         self._times = StepTimes(self.config.target_seconds_between_tokens)
         shares = self.config.prefix_cache and self._memory.shares
         self._prefix = PrefixCache(_salt(model), self._memory.block_positions) if shares else None
@@ -99,6 +98,14 @@ class EngineCore:
             )
         if request.request_id in self._jobs:
             raise RequestError(f"generate: request_id={request.request_id!r} is in use; choose another")
+        parameters = request.parameters
+        if parameters.logit_bias:
+            self.model.encode(list(parameters.logit_bias))  # are they in the vocabulary?
+        most = min(self.model.context, room)
+        job = Job(request, min(most, len(prompt) + (parameters.max_tokens or most)))
+        job.tokens = prompt
+        job.unguessed = request.constraint is not None
+        job.extra = self._state(parameters, prompt, request)
         waiting = self._scheduler.queued_tokens
         if waiting and waiting + len(prompt) > self.config.max_queued_tokens:
             seconds = waiting * self._times.prompt_token_seconds
@@ -107,11 +114,6 @@ class EngineCore:
                 f"max_queued_tokens={self.config.max_queued_tokens}; try again in {seconds:.1f} seconds",
                 max(seconds, 0.1),
             )
-        parameters = request.parameters
-        most = min(self.model.context, room)
-        job = Job(request, min(most, len(prompt) + (parameters.max_tokens or most)))
-        job.unguessed = request.constraint is not None
-        job.extra = self._state(parameters, prompt, request)
         self._jobs[request.request_id] = job
         self._scheduler.add(job)
 
@@ -199,9 +201,12 @@ class EngineCore:
     # ---- Inside
 
     def _state(self, parameters: SamplingParameters, prompt: list[int], request: Request) -> _State:
-        sampler = new_sampler(parameters)
-        sampler.observe(np.asarray(prompt, dtype=np.int32))
         eos = frozenset() if parameters.ignore_eos else self.model.eos_ids
+        try:
+            sampler = new_sampler(parameters, eos)
+        except ValueError as error:
+            raise RequestError(f"generate: {error}") from error
+        sampler.observe(np.asarray(prompt, dtype=np.int32))
         state = _State(sampler, eos, Timings(prompt_tokens=len(prompt)), self._clock())
         if request.echo_scores is not None:
             state.scores, state.score_tops = [], []
@@ -234,7 +239,9 @@ class EngineCore:
             if job.request.echo_scores is not None and job.scoring:
                 scores = scores or [-1] * len(plan.jobs)
                 scores[i] = job.request.echo_scores
-        return native_step.step(self._decoder, tokens, caches, plan.counts, samplers, drafts, masks, scores)
+        return self._decoder.step(
+            np.array(tokens, dtype=np.int32), caches, plan.counts, samplers, drafts, masks, scores
+        )
 
     def _commit(self, job: Job, count: int, samples: bool, run: Any, now: float) -> Output | None:
         """Take the results of one run in; an Output if there is something to tell."""

@@ -264,7 +264,7 @@ class LanguageModel:
         started = last = time.perf_counter()
         first: float | None = None
         reason = "context"
-        for token in sequence.generate(prompt, parameters):
+        for token in sequence.generate(prompt, parameters, eos):
             last = time.perf_counter()
             first = first or last
             if token.token_id in eos:

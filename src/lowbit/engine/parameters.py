@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lowbit.errors import RequestError
 
 MAX_STOP_STRINGS = 16
 MAX_TOP_LOGPROBS = 100
+MAX_BIAS = 1000.0
 
 
 @dataclass(frozen=True)
 class SamplingParameters:
     """How tokens are drawn, and when generation ends.
 
-    The order is: penalties, temperature, top_k, top_p, min_p.
+    The order is: logit_bias, penalties, temperature, top_k, top_p, min_p.
     max_tokens: new tokens at most; None: until the context is full.
+    min_tokens: before so many, end-of-text is not chosen.
     temperature: 0 is greedy (ties go to the lowest id).
     top_k: 0 keeps all. top_p: 1 keeps all. min_p: 0 keeps all.
     repetition_penalty: divides positive and multiplies negative logits of tokens seen; 1 is off.
     presence_penalty, frequency_penalty: subtracted once, or once per occurrence; 0 is off.
+    logit_bias: token id to what is added to its logit.
     seed: 64 bits; the same prompt, seed and model give the same tokens.
     stop: strings that end the text; they are not part of it.
     logprobs: None: not returned; n: the chosen token's and those of the n likeliest.
@@ -40,12 +44,15 @@ class SamplingParameters:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         object.__setattr__(self, "stop", stop)
         if self.max_tokens is not None:
             _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
         _integer("top_k", self.top_k, 0, 2**31 - 1)
         _integer("seed", self.seed, 0, 2**64 - 1)
         if self.logprobs is not None:
@@ -56,6 +63,9 @@ class SamplingParameters:
         _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0, low_open=True)
         _number("presence_penalty", self.presence_penalty, -100.0, 100.0)
         _number("frequency_penalty", self.frequency_penalty, -100.0, 100.0)
+        for token, bias in self.logit_bias.items():
+            _integer("logit_bias token", token, 0, 2**31 - 1)
+            _number("logit_bias", bias, -MAX_BIAS, MAX_BIAS)
         if len(stop) > MAX_STOP_STRINGS:
             raise RequestError(
                 f"sampling: {len(stop)} stop strings; at most {MAX_STOP_STRINGS} are allowed, pass fewer"

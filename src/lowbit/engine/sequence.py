@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,8 @@ def new_cache(decoder: Any, capacity: int) -> Any:
     return _native.KvCache(decoder, capacity)
 
 
-def new_sampler(parameters: SamplingParameters) -> Any:
+def new_sampler(parameters: SamplingParameters, eos: Collection[int] = ()) -> Any:
+    """eos: tokens that parameters.min_tokens holds back."""
     from lowbit import _native
 
     p = parameters  # may hold NumPy scalars
@@ -58,6 +59,9 @@ def new_sampler(parameters: SamplingParameters) -> Any:
         frequency_penalty=float(p.frequency_penalty),
         seed=int(p.seed),
         top_logprobs=int(p.logprobs or 0),
+        logit_bias={int(token): float(bias) for token, bias in p.logit_bias.items()},
+        forbid=sorted(eos) if p.min_tokens else [],
+        forbid_until=int(p.min_tokens),
     )
 
 
@@ -83,13 +87,17 @@ class TokenSequence:
         self.tokens: list[int] = []
         self.reused = 0
 
-    def generate(self, prompt: Sequence[int], parameters: SamplingParameters) -> Iterator[TokenLogprob]:
+    def generate(
+        self, prompt: Sequence[int], parameters: SamplingParameters, eos: Collection[int] = ()
+    ) -> Iterator[TokenLogprob]:
         """Yield sampled tokens after `prompt`, until the context holds no further one.
+
+        eos: tokens that do not come before parameters.min_tokens others.
 
         The caller ends the iteration (end of text, stop string, max_tokens).
         """
         reused = self._reuse(prompt)
-        sampler = new_sampler(parameters)
+        sampler = new_sampler(parameters, eos)
         sampler.observe(np.asarray(prompt, dtype=np.int32))
         pending = list(prompt[reused:])
         while len(pending) > PREFILL_CHUNK:

@@ -1,67 +1,11 @@
-"""The native calls of the engine: one step for all sequences, and the memory of their keys and values."""
+"""The engine's native memory: blocks of keys and values from one pool."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from lowbit.engine.config import EngineConfig
 from lowbit.engine.job import Job
-
-
-@dataclass(slots=True)
-class StepRun:
-    """What a step found out about one run: see Decoder.step."""
-
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    tops: list[list[tuple[int, float]]] = field(default_factory=list)
-    scores: np.ndarray | None = None
-    score_tops: list[list[tuple[int, float]]] = field(default_factory=list)
-    failed: bool = False
-
-
-def step(
-    decoder: Any,
-    tokens: list[int],
-    caches: list[Any],
-    counts: list[int],
-    samplers: list[Any],
-    drafts: list[int] | None = None,
-    masks: list[np.ndarray | None] | None = None,
-    scores: list[int] | None = None,
-) -> Sequence[Any]:
-    """Append counts[i] of `tokens` to caches[i] and sample after them where samplers[i] is not None.
-
-    drafts[i]: how many of the run's last tokens are guesses; masks[i]: allowed tokens; scores[i]: likeliest
-    tokens to report beside the log-probability of each token of the run after its first, -1 for none.
-    """
-    batch = np.array(tokens, dtype=np.int32)
-    if hasattr(decoder, "step"):
-        return decoder.step(batch, caches, counts, samplers, drafts, masks, scores)
-    runs: list[StepRun] = []
-    start = 0
-    sampling: list[int] = []
-    for i, count in enumerate(counts):
-        run = StepRun()
-        runs.append(run)
-        if samplers[i] is None:
-            decoder.logits(batch[start : start + count], [caches[i]], [count])
-        else:
-            sampling.append(i)
-        start += count
-    if sampling:
-        ends = np.cumsum(counts)
-        part = np.concatenate([batch[ends[i] - counts[i] : ends[i]] for i in sampling])
-        ids, logprobs = decoder.sample(
-            part, *([column[i] for i in sampling] for column in (caches, counts, samplers))
-        )
-        for i, token, logprob in zip(sampling, ids.tolist(), logprobs.tolist()):
-            runs[i].ids, runs[i].logprobs, runs[i].tops = [token], [logprob], [samplers[i].top()]
-    return runs
 
 
 class PoolMemory:
