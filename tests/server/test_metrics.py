@@ -46,8 +46,21 @@ def test_every_field_of_the_engine_has_a_metric():
         assert got[name, label] == example.ENGINE[field]
     for name, field, _ in metrics.ENGINE_COUNTERS:
         assert got[f"{name}_total", label] == example.ENGINE[field]
-    named = {field for _, field, _ in (*metrics.ENGINE_GAUGES, *metrics.ENGINE_COUNTERS)}
-    assert named | {"kv_blocks", "kv_blocks_used", "kv_blocks_cached"} == set(EngineStats.__annotations__)
+    for name, field, _ in metrics.STEP_COUNTERS:
+        for kind, value in example.ENGINE[field].items():
+            assert got[f"{name}_total", (("kind", kind), *label)] == value
+    named = {
+        field for _, field, _ in (*metrics.ENGINE_GAUGES, *metrics.ENGINE_COUNTERS, *metrics.STEP_COUNTERS)
+    }
+    # Blocks are below; the last two follow from others over time.
+    others = {
+        "kv_blocks_total",
+        "kv_blocks_used",
+        "kv_blocks_cached",
+        "tokens_per_second",
+        "requests_finished",
+    }
+    assert named | others == set(EngineStats.__annotations__)
     for state, count in (("used", 10), ("cached", 5), ("free", 25)):
         assert got["lowbit_kv_blocks", (("model", "tiny"), ("state", state))] == count
     assert got["lowbit_kv_usage_ratio", label] == 0.25

@@ -1,11 +1,19 @@
 """Histograms and the object of GET /stats."""
 
+import importlib.util
 import json
 import random
+from pathlib import Path
 
 import pytest
 
-from lowbit.server.stats import SECONDS, Counters, Histogram, build
+from lowbit.server.stats import SECONDS, Counters, EngineStats, Histogram, build
+
+spec = importlib.util.spec_from_file_location(
+    "tiny_checkpoint", Path(__file__).parents[1] / "tiny_checkpoint.py"
+)
+tiny_checkpoint = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny_checkpoint)
 
 MODEL = {
     "id": "tiny",
@@ -19,20 +27,22 @@ MODEL = {
 ENGINE = {
     "running": 3,
     "waiting": 2,
-    "waiting_tokens": 700,
-    "kv_blocks_used": 10,
+    "queued_tokens": 700,
+    "kv_blocks_total": 40,
+    "kv_blocks_used": 15,
     "kv_blocks_cached": 5,
-    "kv_blocks": 40,
-    "kv_block_bytes": 1 << 20,
-    "kv_block_positions": 256,
-    "steps": 100,
-    "step_seconds": 1.5,
-    "prompt_tokens": 1000,
-    "cached_tokens": 400,
+    "kv_tokens_total": 40 * 256,
+    "tokens_per_second": 120.0,
+    "prompt_tokens": 600,
+    "prefix_asked_tokens": 1000,
+    "prefix_hit_tokens": 400,
     "generated_tokens": 900,
-    "draft_tokens": 50,
+    "drafted_tokens": 50,
     "accepted_tokens": 30,
     "preemptions": 1,
+    "requests_finished": 7,
+    "steps": {"prompt": 10, "decode": 80, "mixed": 10},
+    "step_seconds": {"prompt": 0.5, "decode": 0.75, "mixed": 0.25},
 }
 
 
@@ -113,3 +123,23 @@ def test_stats_join_the_counters_and_the_engines():
     assert other["engine"] is None
     assert other["finished"] == {}
     assert 0 <= stats["uptime_seconds"] < 60
+
+
+def test_the_engine_says_what_the_contract_names(tmp_path):
+    from lowbit.engine import load
+    from lowbit.engine.core import EngineConfig, EngineCore
+    from lowbit.engine.parameters import SamplingParameters
+    from lowbit.engine.request import Request
+
+    assert EngineStats.__annotations__.keys() == ENGINE.keys()
+    core = EngineCore(load(tiny_checkpoint.write_tiny_llama(tmp_path / "tiny")), EngineConfig())
+    core.add(Request([1, 2, 3], SamplingParameters(max_tokens=4, ignore_eos=True)))
+    while not core.idle:
+        core.step()
+    said = core.stats()
+    assert said.keys() == ENGINE.keys()
+    assert {name: type(value) for name, value in said.items() if name != "tokens_per_second"} == {
+        name: type(value) for name, value in ENGINE.items() if name != "tokens_per_second"
+    }
+    assert (said["prompt_tokens"], said["generated_tokens"]) == (3, 4)
+    assert said["steps"].keys() == ENGINE["steps"].keys() == said["step_seconds"].keys()

@@ -22,19 +22,22 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 ENGINE_GAUGES = (
     ("lowbit_requests_running", "running", "Requests in the batch."),
     ("lowbit_requests_waiting", "waiting", "Requests admitted that wait for their first step."),
-    ("lowbit_waiting_tokens", "waiting_tokens", "Prompt tokens that waiting requests still have to read."),
-    ("lowbit_kv_block_bytes", "kv_block_bytes", "Bytes of one block of the KV cache."),
-    ("lowbit_kv_block_tokens", "kv_block_positions", "Tokens in one block of the KV cache."),
+    ("lowbit_queued_tokens", "queued_tokens", "Prompt tokens that waiting requests still have to read."),
+    ("lowbit_kv_tokens", "kv_tokens_total", "Tokens that the KV cache holds when it is full."),
 )
 ENGINE_COUNTERS = (
-    ("lowbit_steps", "steps", "Calls of the decoder."),
-    ("lowbit_step_seconds", "step_seconds", "Seconds spent in steps."),
-    ("lowbit_prompt_tokens", "prompt_tokens", "Prompt tokens of started requests, cached ones included."),
-    ("lowbit_cached_tokens", "cached_tokens", "Prompt tokens that the prefix cache spared."),
+    ("lowbit_prompt_tokens", "prompt_tokens", "Prompt tokens computed, without cached ones."),
+    ("lowbit_prefix_asked_tokens", "prefix_asked_tokens", "Tokens that the prefix cache was asked for."),
+    ("lowbit_prefix_cached_tokens", "prefix_hit_tokens", "Tokens that the prefix cache spared."),
     ("lowbit_generated_tokens", "generated_tokens", "Tokens generated."),
-    ("lowbit_draft_tokens", "draft_tokens", "Tokens that speculation proposed."),
+    ("lowbit_drafted_tokens", "drafted_tokens", "Tokens that speculation proposed."),
     ("lowbit_accepted_draft_tokens", "accepted_tokens", "Proposed tokens that the model agreed with."),
     ("lowbit_preemptions", "preemptions", "Requests that gave their KV blocks back to be computed again."),
+)
+# The same by kind of step: "prompt", "decode" or "mixed".
+STEP_COUNTERS = (
+    ("lowbit_steps", "steps", "Calls of the decoder."),
+    ("lowbit_step_seconds", "step_seconds", "Seconds spent in them."),
 )
 # metric, field of ModelStats, help.
 HISTOGRAMS = (
@@ -121,13 +124,16 @@ def _engines(models: list[ModelStats]) -> Iterator[Metric]:
     )
     up = GaugeMetricFamily("lowbit_engine_up", "1 while the engine process answers.", labels=["model"])
     blocks = GaugeMetricFamily(
-        "lowbit_kv_blocks", "Blocks of the KV cache by state: used, cached, free.", labels=["model", "state"]
+        "lowbit_kv_blocks",
+        "Blocks of the KV cache: used by running requests, cached for later ones, free.",
+        labels=["model", "state"],
     )
     usage = GaugeMetricFamily(
         "lowbit_kv_usage_ratio",
         "Share of the KV blocks that running requests hold, 0 to 1.",
         labels=["model"],
     )
+    steps = [CounterMetricFamily(name, text, labels=["model", "kind"]) for name, _, text in STEP_COUNTERS]
     running = []
     for model in models:
         name, engine = model["id"], model["engine"]
@@ -136,11 +142,15 @@ def _engines(models: list[ModelStats]) -> Iterator[Metric]:
         if engine is None:
             continue
         running.append({"id": name, **engine})
-        used, cached, total = engine["kv_blocks_used"], engine["kv_blocks_cached"], engine["kv_blocks"]
-        for state, count in (("used", used), ("cached", cached), ("free", total - used - cached)):
+        total, cached = engine["kv_blocks_total"], engine["kv_blocks_cached"]
+        held = engine["kv_blocks_used"] - cached
+        for state, count in (("used", held), ("cached", cached), ("free", total - held - cached)):
             blocks.add_metric([name, state], count)
-        usage.add_metric([name], used / total if total else 0.0)
-    yield from (info, up, blocks, usage)
+        usage.add_metric([name], held / total if total else 0.0)
+        for family, (_, field, _) in zip(steps, STEP_COUNTERS):
+            for kind, value in sorted(engine[field].items()):  # type: ignore[literal-required]
+                family.add_metric([name, kind], value)
+    yield from (info, up, blocks, usage, *steps)
     for name, field, text in ENGINE_GAUGES:
         yield _labelled(GaugeMetricFamily, name, text, running, field)
     for name, field, text in ENGINE_COUNTERS:

@@ -20,24 +20,29 @@ TOKENS = tuple(float(1 << i) for i in range(18))
 
 
 class EngineStats(TypedDict):
-    """What one engine says: the first five as they are now, the rest since it started."""
+    """What `EngineCore.stats()` says: gauges, then counts since the engine started.
+
+    Steps are counted by kind: "prompt" (only reads prompts), "decode" (only generates), "mixed".
+    """
 
     running: int  # requests in the batch
     waiting: int  # requests admitted, not yet in it
-    waiting_tokens: int  # prompt tokens that these still have to read
-    kv_blocks_used: int  # blocks of the KV pool that running requests hold
-    kv_blocks_cached: int  # blocks that only the prefix cache holds: free on demand
-    kv_blocks: int  # blocks of the pool
-    kv_block_bytes: int
-    kv_block_positions: int  # tokens in a block
-    steps: int
-    step_seconds: float  # time spent in steps: over the elapsed time it is the load
-    prompt_tokens: int  # of requests that were started, cached ones included
-    cached_tokens: int  # prompt tokens that the prefix cache spared
+    queued_tokens: int  # prompt tokens that these still have to read
+    kv_blocks_total: int
+    kv_blocks_used: int  # blocks that running requests or the prefix cache hold
+    kv_blocks_cached: int  # of these, blocks that only the prefix cache holds: free on demand
+    kv_tokens_total: int  # positions of all blocks
+    tokens_per_second: float  # generated, over the last seconds
+    prompt_tokens: int  # computed: without those that the prefix cache spared
+    prefix_asked_tokens: int  # tokens of started requests, which the prefix cache might have had
+    prefix_hit_tokens: int  # those that it had
     generated_tokens: int
-    draft_tokens: int  # tokens that speculation proposed
+    drafted_tokens: int  # tokens that speculation proposed
     accepted_tokens: int  # and that the model agreed with
     preemptions: int
+    requests_finished: int
+    steps: dict[str, int]
+    step_seconds: dict[str, float]
 
 
 class ModelDescription(TypedDict):
