@@ -93,16 +93,4 @@ void bind_decoder(nb::module_& m) {
           nb::arg("windows"), "Positions that a query sees, itself included, per layer; 0: all.")
       .def("finish", [](BoundDecoder& self) { self.decoder.finish(); }, "Checks that nothing is missing.");
   bind_steps(m, decoder);
-
-  nb::class_<KvCache>(m, "KvCache", "Keys and values of one sequence; memory is taken as it grows.")
-      .def(
-          "__init__",
-          [](KvCache* self, const BoundDecoder& decoder, size_t capacity) {
-            new (self) KvCache(decoder.decoder.spec().kv_shape(), capacity);
-          },
-          nb::arg("decoder"), nb::arg("capacity"))
-      .def_prop_ro("length", &KvCache::length)
-      .def_prop_ro("capacity", &KvCache::capacity)
-      .def_prop_ro("nbytes", &KvCache::bytes, "Bytes of all `capacity` positions once they are written.")
-      .def("truncate", &KvCache::truncate, nb::arg("length"), "Forgets the positions from `length` on.");
 }

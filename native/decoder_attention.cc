@@ -119,8 +119,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     }
   }
   const float unit = integers ? kLn2 : 1;
-  const AttentionTile tile = {queries, rows,     group,        dim,
-                              stride,  position, layer.window, spec_.kv_shape().segment_bytes() / 2};
+  AttentionTile tile = {queries, rows, group, dim, stride, position, layer.window, 0};
   const IntegerTile integer_tile = {rounded, scales, starts, rows,     group,
                                     groups,  dim,    stride, position, layer.window};
   const auto attend_segment = [&](size_t segment, bool fresh, const AttentionState& state) {
@@ -129,6 +128,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
                                segment * kSegment, fresh, state);
       return;
     }
+    tile.segment_step = slice.cache->step_to_next(segment);
     kernels_.attend(tile, slice.cache->keys(segment, index, item.kv_head),
                     slice.cache->values(segment, index, item.kv_head), segment * kSegment,
                     fresh ? state : part, wide);

@@ -30,10 +30,10 @@ struct AttentionTile {
   size_t rows;
   size_t group;  // query heads per key-value head
   size_t head_dim;
-  size_t stride;        // head_dim rounded up to 16
-  size_t position;      // of the first query; the others follow
-  size_t window;        // a query at i sees keys j with i - j < window; 0: all up to i
-  size_t segment_step;  // numbers from a head's keys in one segment to those in the next
+  size_t stride;           // head_dim rounded up to 16
+  size_t position;         // of the first query; the others follow
+  size_t window;           // a query at i sees keys j with i - j < window; 0: all up to i
+  ptrdiff_t segment_step;  // numbers from a head's keys in this segment to those in the next
 };
 
 // Softmax in progress: exponentials relative to `peak`, their sum, and the sum of values weighted by them.

@@ -84,6 +84,10 @@ void Decoder::check_step(const char* call, const std::vector<int32_t>& tokens,
           name + ": cache " + std::to_string(i) + " holds " + std::to_string(cache.length()) +
           " of capacity=" + std::to_string(cache.capacity()) + " positions and cannot take " +
           std::to_string(runs[i].count) + " more; truncate it or make a larger one");
+    if (!runs[i].cache->prepare(cache.length() + runs[i].count))
+      throw std::invalid_argument(name + ": cache " + std::to_string(i) + " has no blocks for " +
+                                  std::to_string(runs[i].count) + " more positions after " +
+                                  std::to_string(cache.length()) + "; call its reserve() first");
   }
 }
 

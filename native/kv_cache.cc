@@ -1,52 +1,159 @@
-// Address space for keys and values. See kv_cache.h.
+// Which blocks a sequence holds. See kv_cache.h.
 #include "kv_cache.h"
 
-#include <sys/mman.h>
-
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
 namespace lowbit {
+namespace {
 
-KvCache::KvCache(const KvShape& shape, size_t capacity) : shape_(shape), capacity_(capacity) {
+size_t blocks_for(size_t positions) { return (positions + kSegment - 1) / kSegment; }
+
+size_t checked_capacity(size_t capacity) {
   constexpr size_t kLimit = size_t{1} << 24;  // positions are kept exactly in float32 (rotary angles)
   if (capacity < 1 || capacity > kLimit)
     throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) + " must be 1 to " +
                                 std::to_string(kLimit) + " positions");
-  const size_t segments = (capacity + kSegment - 1) / kSegment;
-  const size_t segment_bytes = shape.segment_bytes();
-  if (segments > (size_t{1} << 46) / segment_bytes)
-    throw std::invalid_argument("KvCache: capacity=" + std::to_string(capacity) +
-                                " needs more than 64 TiB; " + "ask for fewer positions");
-  reserved_bytes_ = segments * segment_bytes;
-  int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-#ifdef MAP_NORESERVE
-  flags |= MAP_NORESERVE;
-#endif
-  void* memory = mmap(nullptr, reserved_bytes_, PROT_READ | PROT_WRITE, flags, -1, 0);
-  if (memory == MAP_FAILED)
-    throw std::runtime_error("KvCache: the system refused " + std::to_string(reserved_bytes_) +
-                             " bytes of address space for capacity=" + std::to_string(capacity) +
-                             "; ask for fewer positions");
-  data_ = static_cast<uint8_t*>(memory);
+  return capacity;
 }
 
-KvCache::~KvCache() { munmap(data_, reserved_bytes_); }
+// Owns the cache for one call.
+class Use {
+ public:
+  Use(KvCache& cache, const char* call) : cache_(cache) {
+    if (!cache.acquire())
+      throw std::runtime_error(std::string("KvCache.") + call +
+                               ": another thread is using this cache; wait until it returns");
+  }
+  ~Use() { cache_.release(); }
+
+ private:
+  KvCache& cache_;
+};
+
+}  // namespace
+
+KvCache::KvCache(const KvShape& shape, size_t capacity)
+    : shape_(shape),
+      capacity_(checked_capacity(capacity)),
+      pool_(std::make_shared<KvPool>(shape, blocks_for(capacity))),
+      own_pool_(true) {}
+
+KvCache::KvCache(std::shared_ptr<KvPool> pool, size_t capacity)
+    : shape_(pool->shape()),
+      capacity_(checked_capacity(capacity)),
+      pool_(std::move(pool)),
+      own_pool_(false) {}
+
+KvCache::~KvCache() { drop_from(0); }
 
 size_t KvCache::bytes() const {
   return capacity_ * shape_.n_layers * shape_.n_kv_heads * shape_.position_bytes();
 }
 
-void KvCache::truncate(size_t length) {
-  if (!acquire())
-    throw std::runtime_error("KvCache.truncate: a step is using this cache; wait until it returns");
+void KvCache::drop_from(size_t block) {
+  while (blocks_.size() > block) {
+    pool_->drop(blocks_.back());
+    blocks_.pop_back();
+  }
+}
+
+bool KvCache::has_room(size_t length) const {
   const size_t present = length_;
-  if (length <= present) length_ = length;
-  release();
-  if (length > present)
+  if (blocks_.size() < blocks_for(length)) return false;
+  return length <= present || present % kSegment == 0 || !pool_->shared(blocks_[present / kSegment]);
+}
+
+bool KvCache::take_room(size_t length) {
+  if (has_room(length)) return true;
+  const size_t present = length_, last = present / kSegment, needed = blocks_for(length);
+  const bool copies = length > present && present % kSegment && pool_->shared(blocks_[last]);
+  const size_t added = needed > blocks_.size() ? needed - blocks_.size() : 0;
+  std::vector<uint32_t> fresh;
+  if (!pool_->take(added + copies, &fresh)) return false;
+  if (copies) {
+    std::memcpy(pool_->data(fresh.back()), pool_->data(blocks_[last]), shape_.segment_bytes());
+    pool_->drop(blocks_[last]);
+    blocks_[last] = fresh.back();
+    fresh.pop_back();
+  }
+  blocks_.insert(blocks_.end(), fresh.begin(), fresh.end());
+  return true;
+}
+
+bool KvCache::prepare(size_t length) { return own_pool_ ? take_room(length) : has_room(length); }
+
+bool KvCache::reserve(size_t length) {
+  const Use use(*this, "reserve");
+  if (length > capacity_)
+    throw std::invalid_argument("KvCache.reserve: length=" + std::to_string(length) + " is beyond capacity=" +
+                                std::to_string(capacity_) + "; make a cache with a larger one");
+  return take_room(length);
+}
+
+std::vector<KvBlock> KvCache::hold() {
+  const Use use(*this, "blocks");
+  std::vector<KvBlock> held;
+  for (size_t first = 0; first < length_; first += kSegment)
+    held.emplace_back(pool_, blocks_[first / kSegment], std::min(kSegment, length_ - first));
+  return held;
+}
+
+bool KvCache::adopt(const std::vector<const KvBlock*>& blocks, size_t length) {
+  const Use use(*this, "adopt");
+  const std::string call = "KvCache.adopt: ";
+  if (length_ != 0)
+    throw std::invalid_argument(call + "the cache has " + std::to_string(length_) +
+                                " positions; clear it first");
+  if (length > capacity_)
+    throw std::invalid_argument(call + "length=" + std::to_string(length) +
+                                " is beyond capacity=" + std::to_string(capacity_));
+  if (blocks.size() < blocks_for(length))
+    throw std::invalid_argument(call + "length=" + std::to_string(length) + " needs " +
+                                std::to_string(blocks_for(length)) + " blocks, got " +
+                                std::to_string(blocks.size()));
+  for (size_t i = 0; i < blocks_for(length); ++i) {
+    const size_t wanted = std::min(kSegment, length - i * kSegment);
+    if (blocks[i]->pool() != pool_)
+      throw std::invalid_argument(call + "blocks[" + std::to_string(i) +
+                                  "] is of another pool; share within one pool");
+    if (blocks[i]->positions() < wanted)
+      throw std::invalid_argument(
+          call + "blocks[" + std::to_string(i) + "] holds " + std::to_string(blocks[i]->positions()) +
+          " positions, length=" + std::to_string(length) + " needs " + std::to_string(wanted) + " of it");
+  }
+  const size_t whole = length / kSegment;
+  std::vector<uint32_t> table;
+  if (length % kSegment) {
+    if (!pool_->take(1, &table)) return false;
+    std::memcpy(pool_->data(table[0]), pool_->data(blocks[whole]->index()), shape_.segment_bytes());
+  }
+  drop_from(0);
+  for (size_t i = 0; i < whole; ++i) {
+    pool_->share(blocks[i]->index());
+    blocks_.push_back(blocks[i]->index());
+  }
+  blocks_.insert(blocks_.end(), table.begin(), table.end());
+  length_ = length;
+  return true;
+}
+
+size_t KvCache::truncate(size_t length) {
+  const Use use(*this, "truncate");
+  if (length > length_)
     throw std::invalid_argument("KvCache.truncate: length=" + std::to_string(length) +
-                                " is beyond the present length=" + std::to_string(present) +
+                                " is beyond the present length=" + std::to_string(length_) +
                                 "; only append tokens to grow");
+  length_ = length;
+  drop_from(blocks_for(length));
+  return length;
+}
+
+void KvCache::clear() {
+  const Use use(*this, "clear");
+  length_ = 0;
+  drop_from(0);
 }
 
 }  // namespace lowbit

@@ -1,51 +1,15 @@
-// Keys and values of one sequence, in 16 or 8 bit.
-//
-// Positions are grouped in segments of 256. A segment holds every layer and head of its positions, so memory
-// is touched in step with the length. Within it, per layer and key-value head:
-//
-//   16 bit, fp16:
-//   keys    [256 / 16][head_dim][16]   sixteen keys side by side: a vector holds one dimension of 16 keys
-//   values  [256][value_stride]        head_dim rounded up to 16, padded with zeros
-//
-//   8 bit, integers with scales, laid out for dot products of four bytes:
-//   keys    [256 / 16][head_dim / 4][16][4]        16 keys x 4 channels, plus 128 (the unsigned operand)
-//   values  [256 / 64][16][value_stride / 16][16][4]  16 channels x 4 tokens: step s of a block of 64 holds
-//                                                  tokens s, s + 16, s + 32, s + 48
-//   key_scales     [head_dim / 64][256]   one per key and 64 channels
-//   value_logs     [256]   the binary logarithm of the value's scale, and
-//   value_inverses [256]   one over that scale
+// Keys and values of one sequence: a table of blocks of 256 positions, see kv_pool.h for what lies in them.
 //
 // What lies at a position depends on the tokens up to it only, never on how they were fed.
 #pragma once
 
 #include <atomic>
-#include <cstddef>
-#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kv_pool.h"
 
 namespace lowbit {
-
-constexpr size_t kSegment = 256;
-constexpr size_t kKeyLanes = 16;
-constexpr size_t kKeyGroup = 64;  // channels of a query or key that share one scale
-
-struct KvShape {
-  size_t n_layers = 0;
-  size_t n_kv_heads = 0;
-  size_t head_dim = 0;
-  int bits = 16;
-  size_t value_stride() const { return (head_dim + 15) / 16 * 16; }
-  size_t key_groups() const { return (head_dim + kKeyGroup - 1) / kKeyGroup; }
-  // Bytes of one position in one head.
-  size_t position_bytes() const {
-    const size_t numbers = head_dim + value_stride();
-    return bits == 16 ? numbers * sizeof(uint16_t) : numbers + (key_groups() + 2) * sizeof(float);
-  }
-  size_t head_bytes() const { return kSegment * position_bytes(); }
-  size_t segment_bytes() const { return n_layers * n_kv_heads * head_bytes(); }
-  bool operator==(const KvShape& o) const {
-    return n_layers == o.n_layers && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim && bits == o.bits;
-  }
-};
 
 // One head of a segment in 8 bit.
 struct KvIntegers {
@@ -54,11 +18,14 @@ struct KvIntegers {
   float *key_scales, *value_logs, *value_inverses;
 };
 
+// Calls from two threads at once raise std::runtime_error in one of them.
 class KvCache {
  public:
-  // Reserves address space for `capacity` positions; memory is taken as positions are written.
-  // Throws std::invalid_argument or std::runtime_error.
+  // A cache with memory of its own: address space for `capacity` positions; blocks are taken as steps need
+  // them. Throws std::invalid_argument or std::runtime_error.
   KvCache(const KvShape& shape, size_t capacity);
+  // A cache that takes its blocks from `pool`, in reserve() and adopt() only.
+  KvCache(std::shared_ptr<KvPool> pool, size_t capacity);
   ~KvCache();
   KvCache(const KvCache&) = delete;
   KvCache& operator=(const KvCache&) = delete;
@@ -68,8 +35,19 @@ class KvCache {
   size_t capacity() const { return capacity_; }
   // Bytes of all `capacity` positions once they are written.
   size_t bytes() const;
-  // Forgets the positions from `length` on. Throws if that is beyond the present length or a step runs.
-  void truncate(size_t length);
+
+  // Blocks for positions below `length`, ready to be written: a last block that others hold too is copied.
+  // False, and nothing changed, if the pool has too few.
+  bool reserve(size_t length);
+  // Holds on the blocks below the present length. Whoever writes on in the last one copies it first.
+  std::vector<KvBlock> hold();
+  // An empty cache begins with the first `length` positions of `blocks`: whole blocks are shared, a partial
+  // last one is copied. False, and nothing changed, if the pool lacks the block for that.
+  bool adopt(const std::vector<const KvBlock*>& blocks, size_t length);
+  // Forgets the positions from `length` on and gives the blocks beyond back. Returns the length kept.
+  size_t truncate(size_t length);
+  // Forgets all and gives every block back.
+  void clear();
 
   uint16_t* keys(size_t segment, size_t layer, size_t head) const {
     return reinterpret_cast<uint16_t*>(at(segment, layer, head));
@@ -86,23 +64,34 @@ class KvCache {
     k.value_inverses = k.value_logs + kSegment;
     return k;
   }
+  // Numbers (of 16 bit) from a head's place in this segment to the same in the next; 0 in the last.
+  ptrdiff_t step_to_next(size_t segment) const {
+    if (segment + 1 >= blocks_.size()) return 0;
+    return (pool_->data(blocks_[segment + 1]) - pool_->data(blocks_[segment])) / 2;
+  }
 
   // A step owns the cache between these; false if another step has it.
   bool acquire() { return !busy_.exchange(true); }
   void release() { busy_.store(false); }
+  // The owning step may write positions from the present length up to `length`. A cache with memory of its
+  // own takes the blocks for that; any other must have reserved them.
+  bool prepare(size_t length);
   // The owning step says how many positions are complete.
   void set_length(size_t length) { length_ = length; }
 
  private:
+  bool take_room(size_t length);
+  bool has_room(size_t length) const;
+  void drop_from(size_t block);
   uint8_t* at(size_t segment, size_t layer, size_t head) const {
-    return data_ + segment * shape_.segment_bytes() +
-           (layer * shape_.n_kv_heads + head) * shape_.head_bytes();
+    return pool_->data(blocks_[segment]) + (layer * shape_.n_kv_heads + head) * shape_.head_bytes();
   }
 
-  KvShape shape_;
-  size_t capacity_;
-  size_t reserved_bytes_ = 0;
-  uint8_t* data_ = nullptr;
+  const KvShape shape_;
+  const size_t capacity_;
+  const std::shared_ptr<KvPool> pool_;
+  const bool own_pool_;
+  std::vector<uint32_t> blocks_;
   std::atomic<size_t> length_{0};
   std::atomic<bool> busy_{false};
 };
