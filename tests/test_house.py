@@ -36,7 +36,7 @@ EXTRA = {
     "compress": {"torch", "scipy", "safetensors"},
     "engine": {"llguidance"},
     "quantize": {"torch", "scipy"},
-    "server": {"fastapi", "starlette", "uvicorn", "msgspec", "prometheus_client", "pydantic"},
+    "server": {"uvicorn", "msgspec", "prometheus_client"},
     "measure": {"matplotlib"},
     "cli": {"rich"},
 }

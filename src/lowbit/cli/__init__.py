@@ -14,6 +14,7 @@ VERBS = {
     "quantize": "write a model in fewer bits",
     "run": "generate text from a prompt",
     "chat": "talk with a model",
+    "serve": "answer OpenAI's API over HTTP, with a page",
     "eval": "measure perplexity on a text",
     "compare": "measure how far models are from a reference: KL, agreement, perplexity",
     "bench": "measure speed and memory against the machine's bounds",

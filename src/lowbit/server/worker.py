@@ -1,0 +1,244 @@
+"""The engine process: one model, one EngineCore, one frame to the API process per step.
+
+Started by supervisor.py as `python -m lowbit.server.worker FD`. Blocks on its socket while there is nothing
+to do, and ends when the other side closes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import select
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+from lowbit.errors import BusyError, LowbitError
+from lowbit.server import wire
+
+HEARTBEAT_SECONDS = 1.0
+STATS_SECONDS = 0.25  # while busy
+WARM_UP_TOKENS = 16
+WARM_UP_SECONDS = 2.0
+RECEIVE_BYTES = 1 << 18
+
+
+class Closed(Exception):
+    """The API process is gone."""
+
+
+class Channel:
+    """The worker's end of the socketpair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = wire.FrameReader(wire.Command)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def receive(self, seconds: float | None) -> list[Any]:
+        """Commands that are there, after waiting up to `seconds` for the first. None: without end."""
+        commands: list[Any] = []
+        while self._poll.poll(None if seconds is None else seconds * 1000):
+            try:
+                data = self._socket.recv(RECEIVE_BYTES)
+            except OSError as error:
+                raise Closed from error
+            if not data:
+                raise Closed
+            commands += self._reader.feed(data)
+            if commands or seconds is not None:
+                seconds = 0
+        return commands
+
+    def send(self, report: wire.Report) -> None:
+        try:
+            self._socket.sendall(wire.encode(report))
+        except OSError as error:
+            raise Closed from error
+
+
+class Worker:
+    """Feeds commands to the core and sends what its steps make."""
+
+    def __init__(self, core: Any, channel: Channel, model: Any = None) -> None:
+        self._core = core
+        self._channel = channel
+        self._model = model
+        self._grammars: Any = None  # made at the first constraint
+        self._deltas: list[wire.Delta] = []
+        self._reading: set[str] = set()  # requests whose reading of the prompt is reported
+        self._told = 0.0
+
+    def run(self) -> None:
+        """Until the API process closes the socket."""
+        while True:
+            waiting = 0.0 if self._deltas or not self._core.idle else HEARTBEAT_SECONDS
+            for command in self._channel.receive(waiting):
+                self._apply(command)
+            if not self._core.idle:
+                self._deltas += [self._delta(output) for output in self._core.step()]
+                if self._reading:
+                    self._progress()
+            self._report()
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        every = HEARTBEAT_SECONDS if self._core.idle else STATS_SECONDS
+        due = now - self._told >= every * 0.99
+        if not due and not self._deltas:
+            return
+        stats = None
+        # After the last token the counters are told at once: an idle engine is seen as idle.
+        if due or self._core.idle:
+            self._told, stats = now, self._core.stats()
+        self._channel.send(wire.Step(self._deltas, stats))
+        self._deltas = []
+
+    def _apply(self, command: wire.Command) -> None:
+        if isinstance(command, wire.Add):
+            self._deltas.append(self._add(command))
+        elif isinstance(command, wire.Cancel):
+            self._reading.discard(command.id)
+            self._core.cancel(command.id, command.reason)
+
+    def _add(self, command: wire.Add) -> wire.Delta:
+        """Admit a request; the answer is an empty delta, or one that says why not."""
+        from lowbit.engine.parameters import SamplingParameters
+        from lowbit.engine.request import Request
+
+        try:
+            constraint = None
+            if command.constraint is not None:
+                constraint = self._constraint(*command.constraint)
+            request = Request(
+                prompt_ids=command.prompt,
+                parameters=SamplingParameters(**command.parameters),
+                tenant=command.tenant,
+                priority=command.priority,
+                request_id=command.id,
+                constraint=constraint,
+                echo_scores=command.echo,
+            )
+            self._core.add(request)
+        except BusyError as error:
+            refused = wire.Delta(command.id, finish="refused", error=str(error), status=429)
+            refused.retry_after = error.retry_after_seconds
+            return refused
+        except LowbitError as error:
+            return wire.Delta(command.id, finish="refused", error=str(error), status=400)
+        if command.progress:
+            self._reading.add(command.id)
+        return wire.Delta(command.id)
+
+    def _constraint(self, kind: str, text: str) -> Any:
+        from lowbit.engine.constraint import Grammar, Grammars
+
+        if self._grammars is None:
+            model = self._model
+            self._grammars = Grammars(model.tokenizer, model.config.vocab_size, sorted(model.eos_ids))
+        return self._grammars.constraint(Grammar(kind, text))
+
+    def _delta(self, output: Any) -> wire.Delta:
+        delta = wire.Delta(
+            output.request_id,
+            output.ids,
+            output.logprobs,
+            output.tops,
+            output.finish_reason,
+            error=output.error,
+        )
+        if output.timings is not None:
+            delta.timings = dataclasses.asdict(output.timings)
+        if output.prompt_scores is not None:
+            delta.scores = output.prompt_scores.logprobs.tolist()
+            delta.score_tops = output.prompt_scores.tops
+        return delta
+
+    def _progress(self) -> None:
+        """Add how far the prompts are read to the frame, for those who asked."""
+        progress = getattr(self._core, "progress", None)
+        for name in list(self._reading):
+            read = progress(name) if progress is not None else None
+            if read is None:
+                self._reading.discard(name)
+            else:
+                self._deltas.append(wire.Delta(name, progress=read))
+
+
+def warm_up(core: Any, prompt: list[int]) -> float:
+    """Generate a few tokens, which brings the weights into memory; returns tokens per second (0: unknown)."""
+    from lowbit.engine.parameters import SamplingParameters
+    from lowbit.engine.request import Request
+
+    request = Request(
+        prompt, SamplingParameters(max_tokens=WARM_UP_TOKENS, ignore_eos=True), request_id="warm-up"
+    )
+    core.add(request)
+    end = time.perf_counter() + WARM_UP_SECONDS
+    times = []
+    while not core.idle:
+        if any(output.ids for output in core.step()):
+            times.append(time.perf_counter())
+            if times[-1] > end:
+                core.cancel("warm-up")
+    half = len(times) // 2  # the first ones map the weights
+    return (len(times) - 1 - half) / (times[-1] - times[half]) if len(times) > 3 else 0.0
+
+
+def load(command: wire.Configure) -> tuple[Any, Any]:
+    """(EngineCore, LanguageModel) for `command`."""
+    from lowbit.engine import load as load_model
+    from lowbit.engine.core import EngineConfig, EngineCore
+
+    model = load_model(command.path, **command.load)
+    options = dict(command.engine)
+    if command.draft is not None:
+        from lowbit.engine.draft_model import DraftModelSpeculator
+
+        options["speculation"] = DraftModelSpeculator(load_model(command.draft, **command.load), model)
+    return EngineCore(model, EngineConfig(**options)), model
+
+
+def facts(core: Any, model: Any, speed: float) -> dict[str, Any]:
+    """What the banner, /stats and the checks of the API process need to know."""
+    stats = core.stats()
+    return {
+        "weights_bytes": model.nbytes,
+        "bits_per_weight": model.bits_per_weight,
+        "kv_bits": model.model.kv_bits,
+        "context": model.context,
+        "kv_tokens": stats["kv_tokens_total"],
+        "max_sequences": core.config.max_sequences,
+        "tokens_per_second": speed,
+    }
+
+
+def main(descriptor: int, load: Any = load) -> int:
+    """Serve the socket `descriptor`. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process, which closes the socket
+    channel = Channel(socket.socket(fileno=descriptor))
+    try:
+        [command] = channel.receive(None)
+        try:
+            core, model = load(command)
+            bos = model.tokenizer.bos_id if model.tokenizer is not None else None
+            speed = warm_up(core, [bos or 0])
+        except (LowbitError, OSError, MemoryError) as error:
+            channel.send(wire.Failed(str(error) or type(error).__name__))
+            return 2
+        channel.send(wire.Loaded(facts(core, model, speed)))
+        Worker(core, channel, model).run()
+    except Closed:
+        return 0
+    except Exception as error:
+        with contextlib.suppress(Closed):
+            channel.send(wire.Failed(f"{type(error).__name__}: {error}", is_bug=True))
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
