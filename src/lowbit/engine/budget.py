@@ -1,65 +1,96 @@
-"""How many prompt tokens a step may take, so that running streams do not stall.
+"""What steps take, and so how many prompt tokens one may have without stalling the running streams.
 
 Sarathi-Serve (arXiv:2403.02310) bounds the prompt tokens of a step by the time between tokens that users
-accept. Here the time itself is fitted, online: a step takes the seconds of its decodes plus a rate per
-prompt token, both running means. Only latency depends on it; tokens never do.
+accept. Here that time is itself fitted, online: the seconds of a step as a function of its tokens, whatever
+they are for, linear between powers of two and moved by each step that is measured. The same curve tells
+speculation what guesses cost. Only latency depends on it; tokens never do.
 """
 
 from __future__ import annotations
 
 MINIMUM_CHUNK = 16  # prompt tokens: progress even where decodes alone take longer than the target
 MAXIMUM_CHUNK = 512  # bounds the activations' memory and the time until a cancellation is noticed
-FIRST_CHUNK = 64  # before anything has been measured
 # Without a target, a step with prompt tokens may take this many times what its decodes take alone.
 STRETCH = 2.0
 # With no stream running nobody waits between tokens; a newcomer waits for the step at hand.
 ALONE_SECONDS = 0.25
-SHARE = 0.2  # of a new measurement in a running mean
+KNOTS = 13  # 1, 2, 4 .. 4096 tokens
+SHARE = 0.2  # of a new measurement
+OUTLIER = 3.0  # times the expectation; what is beyond (a machine that paused) counts as this
 
 
 class StepTimes:
-    """Running means of what steps take, and the chunk that follows from them.
+    """Seconds of a step by its tokens.
 
     target_seconds: between two tokens of a stream; None: STRETCH times the decodes alone.
     """
 
     def __init__(self, target_seconds: float | None = None) -> None:
         self.target_seconds = target_seconds
-        self.prompt_token_seconds = 0.0  # 0: not measured yet
-        self._decode: dict[int, float] = {}  # tokens of decodes in a step -> its seconds
+        self._seen = [False] * KNOTS
+        # Before the first measurement: in units of nothing, but growing as steps do.
+        self._curve = [1e-3 * (1 + 0.1 * (1 << i)) for i in range(KNOTS)]
 
-    def decode_seconds(self, tokens: int) -> float:
-        """Of a step with `tokens` tokens of running streams and nothing else; 0 if nothing is known."""
-        if tokens == 0 or not self._decode:
-            return 0.0
-        known = self._decode.get(tokens)
-        if known is not None:
-            return known
-        # From the nearest count: the weights are read once, so time grows more slowly than the count.
-        near = min(self._decode, key=lambda n: abs(n - tokens))
-        return self._decode[near] * (1 + 0.5 * (tokens - near) / max(tokens, near))
+    def seconds(self, tokens: int) -> float:
+        """Expected seconds of a step of `tokens` tokens; positive."""
+        i = max(min(tokens.bit_length() - 1, KNOTS - 2), 0)
+        low = self._curve[i]
+        return low + (self._curve[i + 1] - low) * (tokens / (1 << i) - 1)
+
+    @property
+    def prompt_token_seconds(self) -> float:
+        """Of one prompt token in a full chunk."""
+        return self.seconds(MAXIMUM_CHUNK) / MAXIMUM_CHUNK
 
     def chunk(self, decode_tokens: int) -> int:
         """Prompt tokens for a step that also takes `decode_tokens` of running streams."""
-        if self.prompt_token_seconds == 0:
-            return FIRST_CHUNK
         if decode_tokens == 0:
-            spare = ALONE_SECONDS
+            target = ALONE_SECONDS
+        elif self.target_seconds is None:
+            target = STRETCH * self.seconds(decode_tokens)
         else:
-            decode = self.decode_seconds(decode_tokens)
-            target = STRETCH * decode if self.target_seconds is None else self.target_seconds
-            spare = target - decode
-        return max(MINIMUM_CHUNK, min(MAXIMUM_CHUNK, int(spare / self.prompt_token_seconds)))
+            target = self.target_seconds
+        most = decode_tokens + MAXIMUM_CHUNK
+        while most > decode_tokens + MINIMUM_CHUNK:
+            i = min((most - 1).bit_length() - 1, KNOTS - 2)
+            bottom = max(1 << i, decode_tokens + MINIMUM_CHUNK)
+            high, low = self.seconds(most), self.seconds(bottom)
+            if low <= target:
+                if high > target:
+                    most = bottom + int((most - bottom) * (target - low) / (high - low))
+                break
+            most = bottom
+        return max(MINIMUM_CHUNK, most - decode_tokens)
 
-    def observe(self, decode_tokens: int, prompt_tokens: int, seconds: float) -> None:
+    def observe(self, tokens: int, seconds: float) -> None:
         """Learn from a step that is done."""
-        if prompt_tokens == 0:
-            old = self._decode.get(decode_tokens)
-            self._decode[decode_tokens] = seconds if old is None else old + SHARE * (seconds - old)
+        if tokens >= 1 << KNOTS:
             return
-        extra = max(seconds - self.decode_seconds(decode_tokens), 0.0) / prompt_tokens
-        if decode_tokens and decode_tokens not in self._decode:
-            return  # the decodes' part is a guess; wait for a clean measurement
-        old_rate = self.prompt_token_seconds
-        share = SHARE if prompt_tokens >= MINIMUM_CHUNK else SHARE * prompt_tokens / MINIMUM_CHUNK
-        self.prompt_token_seconds = extra if old_rate == 0 else old_rate + share * (extra - old_rate)
+        i = min(tokens.bit_length() - 1, KNOTS - 2)
+        right = tokens / (1 << i) - 1
+        left = 1 - right
+        expected = self.seconds(tokens)
+        known = (left == 0 or self._seen[i]) and (right == 0 or self._seen[i + 1])
+        if known:
+            move = SHARE * (min(seconds, OUTLIER * expected) - expected)
+        else:
+            move = seconds - expected
+        move /= left * left + right * right
+        if left:
+            self._seen[i] = True
+            self._curve[i] += move * left
+        if right:
+            self._seen[i + 1] = True
+            self._curve[i + 1] += move * right
+        self._fill()
+
+    def _fill(self) -> None:
+        """Guess the knots that are not measured and let time not fall with tokens."""
+        curve, seen = self._curve, self._seen
+        first = seen.index(True)
+        curve[first] = max(curve[first], 1e-9)
+        for i in range(first - 1, -1, -1):
+            curve[i] = 0.9 * curve[i + 1]
+        for i in range(first + 1, KNOTS):
+            # Twice the tokens take up to twice as long; the weights, read once, make it less.
+            curve[i] = max(curve[i], curve[i - 1]) if seen[i] else 1.7 * curve[i - 1]

@@ -7,7 +7,6 @@ prefix hits, guesses, preemption) changes when they come and never which.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,8 @@ from lowbit.engine.prefix_cache import PrefixCache
 from lowbit.engine.request import Output, PromptScores, Request, Timings
 from lowbit.engine.scheduler import Scheduler
 from lowbit.engine.sequence import check_prompt, new_sampler
+from lowbit.engine.statistics import Statistics
 from lowbit.errors import BusyError, RequestError, UnsupportedError
-
-RATE_SECONDS = 10.0  # tokens per second are counted over this long
 
 
 @dataclass(slots=True)
@@ -73,12 +71,8 @@ class EngineCore:
         self._jobs: dict[str, Job] = {}
         self._ended: list[Output] = []  # told at the next step
         self._steps = 0
-        self._counts = dict.fromkeys(
-            ("finished", "prompt_tokens", "generated_tokens", "drafted_tokens", "accepted_tokens"), 0
-        )
-        self._seconds = {"prompt": 0.0, "decode": 0.0, "mixed": 0.0}
-        self._step_counts = {"prompt": 0, "decode": 0, "mixed": 0}
-        self._recent: deque[tuple[float, int]] = deque()  # (when, generated tokens)
+        self._constrained = 0  # requests with a constraint
+        self._statistics = Statistics()
 
     # ---- Requests
 
@@ -104,7 +98,6 @@ class EngineCore:
         most = min(self.model.context, room)
         job = Job(request, min(most, len(prompt) + (parameters.max_tokens or most)))
         job.tokens = prompt
-        job.unguessed = request.constraint is not None
         job.extra = self._state(parameters, prompt, request)
         waiting = self._scheduler.queued_tokens
         if waiting and waiting + len(prompt) > self.config.max_queued_tokens:
@@ -114,6 +107,7 @@ class EngineCore:
                 f"max_queued_tokens={self.config.max_queued_tokens}; try again in {seconds:.1f} seconds",
                 max(seconds, 0.1),
             )
+        self._constrained += request.constraint is not None
         self._jobs[request.request_id] = job
         self._scheduler.add(job)
 
@@ -125,7 +119,7 @@ class EngineCore:
         job = self._jobs.get(request_id)
         if job is None:
             return False
-        self._ended.append(self._finish(job, reason, [], [], []))
+        self._ended.append(self._finish(job, Output(request_id, [], [], []), reason))
         return True
 
     @property
@@ -147,20 +141,20 @@ class EngineCore:
         plan = self._scheduler.schedule()
         if plan is None:
             return outputs
+        if self._constrained:
+            outputs += self._ask_constraints(plan)
+            if not plan.jobs:
+                return outputs
         runs = self._run(plan, before)
         now = self._clock()
         self._scheduler.observe(plan, now - before)
-        self._count(plan, now - before)
         generated = 0
         for i, job in enumerate(plan.jobs):
             output = self._commit(job, plan.counts[i], plan.samples[i], runs[i], now)
             if output is not None:
                 generated += len(output.ids)
                 outputs.append(output)
-        self._counts["generated_tokens"] += generated
-        self._recent.append((now, generated))
-        while self._recent[0][0] < now - RATE_SECONDS:
-            self._recent.popleft()
+        self._statistics.step(plan, generated, now - before, now)
         return outputs
 
     def stats(self) -> dict[str, Any]:
@@ -172,30 +166,19 @@ class EngineCore:
         generated_tokens; tokens_per_second over the last seconds; step_seconds and steps by kind ("decode",
         "prompt", "mixed").
         """
-        scheduler, memory = self._scheduler, self._memory
-        recent = list(self._recent)
-        now = self._clock()
-        span = min(RATE_SECONDS, now - recent[0][0]) if recent else 0.0
-        tokens = sum(n for when, n in recent if when > now - RATE_SECONDS)
+        scheduler, memory, prefix = self._scheduler, self._memory, self._prefix
         return {
             "running": len(scheduler.running),
             "waiting": scheduler.n_waiting,
             "queued_tokens": scheduler.queued_tokens,
             "kv_blocks_total": memory.blocks,
             "kv_blocks_used": memory.blocks - memory.free_blocks,
-            "kv_blocks_cached": self._prefix.idle_blocks if self._prefix else 0,
+            "kv_blocks_cached": prefix.idle_blocks if prefix else 0,
             "kv_tokens_total": memory.blocks * memory.block_positions,
-            "prefix_hit_tokens": self._prefix.hit_tokens if self._prefix else 0,
-            "prefix_asked_tokens": self._prefix.asked_tokens if self._prefix else 0,
-            "drafted_tokens": self._counts["drafted_tokens"],
-            "accepted_tokens": self._counts["accepted_tokens"],
+            "prefix_hit_tokens": prefix.hit_tokens if prefix else 0,
+            "prefix_asked_tokens": prefix.asked_tokens if prefix else 0,
             "preemptions": scheduler.preemptions,
-            "requests_finished": self._counts["finished"],
-            "prompt_tokens": self._counts["prompt_tokens"],
-            "generated_tokens": self._counts["generated_tokens"],
-            "tokens_per_second": tokens / span if span > 0 else 0.0,
-            "step_seconds": dict(self._seconds),
-            "steps": dict(self._step_counts),
+            **self._statistics.read(self._clock()),
         }
 
     # ---- Inside
@@ -203,7 +186,8 @@ class EngineCore:
     def _state(self, parameters: SamplingParameters, prompt: list[int], request: Request) -> _State:
         eos = frozenset() if parameters.ignore_eos else self.model.eos_ids
         try:
-            sampler = new_sampler(parameters, eos)
+            # Where a constraint allows nothing but the end, min_tokens cannot hold it back.
+            sampler = new_sampler(parameters, () if request.constraint else eos)
         except ValueError as error:
             raise RequestError(f"generate: {error}") from error
         sampler.observe(np.asarray(prompt, dtype=np.int32))
@@ -211,6 +195,21 @@ class EngineCore:
         if request.echo_scores is not None:
             state.scores, state.score_tops = [], []
         return state
+
+    def _ask_constraints(self, plan: StepPlan) -> list[Output]:
+        """Masks for the runs that sample; a constraint that cannot go on ends its request."""
+        ended = []
+        for job, samples in [*zip(plan.jobs, plan.samples)]:
+            constraint = job.request.constraint
+            if constraint is None or not samples:
+                continue
+            try:
+                # Those of runs with guesses are there already.
+                job.mask = job.mask if job.drafts else constraint.mask()
+            except RequestError as error:
+                plan.drop(job, job.lag == 1)
+                ended.append(self._finish(job, Output(job.request_id, [], [], []), "error", str(error)))
+        return ended
 
     def _run(self, plan: StepPlan, now: float) -> Any:
         tokens: list[int] = []
@@ -233,9 +232,9 @@ class EngineCore:
             samplers.append(state.sampler if plan.samples[i] else None)
             if not state.started:
                 state.started = now
-            if job.request.constraint is not None and plan.samples[i]:
+            if job.mask is not None:
                 masks = masks or [None] * len(plan.jobs)
-                masks[i] = job.request.constraint.mask()
+                masks[i] = job.mask
             if job.request.echo_scores is not None and job.scoring:
                 scores = scores or [-1] * len(plan.jobs)
                 scores[i] = job.request.echo_scores
@@ -246,7 +245,8 @@ class EngineCore:
     def _commit(self, job: Job, count: int, samples: bool, run: Any, now: float) -> Output | None:
         """Take the results of one run in; an Output if there is something to tell."""
         if run.failed:
-            return self._finish(job, "error", [], [], [], error=_NOT_FINITE)
+            text = _NOT_FINITE if job.mask is None else _NOTHING_ALLOWED
+            return self._finish(job, Output(job.request_id, [], [], []), "error", text)
         state = job.extra
         prompt_scores = None
         if job.scoring:
@@ -262,41 +262,35 @@ class EngineCore:
         if guesses:
             self._feedback(job, guesses, len(ids) - 1)
         computed = job.computed + count - guesses + len(ids) - 1
-        reason = self._end(job, ids)
-        ids = ids if reason is None else self._kept
-        self._scheduler.advance(job, computed, ids)
+        reason, kept, error = self._end(job, ids)
+        self._scheduler.advance(job, computed, ids if reason is None else ids[:kept])
         state.last = now
         if not state.first:
             state.first = now
+        output = Output(job.request_id, ids, run.logprobs, run.tops, prompt_scores)
         if reason is not None:
-            n = len(ids)
-            output = self._finish(job, reason, ids, run.logprobs[:n], run.tops[:n])
-        else:
-            output = Output(job.request_id, ids, run.logprobs, run.tops)
-        output.prompt_scores = prompt_scores
+            del output.ids[kept:], output.logprobs[kept:], output.tops[kept:]
+            self._finish(job, output, reason, error)
         return output
 
-    def _end(self, job: Job, ids: list[int]) -> str | None:
-        """The finish reason if the request ends within `ids`, and then in `_kept` those before the end."""
-        state, constraint = job.extra, job.request.constraint
+    def _end(self, job: Job, ids: list[int]) -> tuple[str | None, int, str | None]:
+        """(finish reason if the request ends within `ids`, how many of them stay, error text)."""
+        eos, constraint = job.extra.eos, job.request.constraint
         room = job.limit - len(job.tokens)
         for i, token in enumerate(ids):
-            if token in state.eos:
-                self._kept = ids[:i]
-                return "eos"
+            if token in eos:
+                return "eos", i, None
             if constraint is not None:
-                constraint.accept(token)
+                try:
+                    constraint.accept(token)
+                except RequestError as error:
+                    return "error", i, str(error)
             if i + 1 == room:
-                self._kept = ids[: i + 1]
-                return (
-                    "length"
-                    if job.limit - job.prompt_tokens == job.request.parameters.max_tokens
-                    else "context"
-                )
+                asked = job.request.parameters.max_tokens
+                return ("length" if job.limit - job.prompt_tokens == asked else "context"), i + 1, None
             if constraint is not None and constraint.finished:
-                self._kept = ids[: i + 1]
-                return "stop"
-        return None
+                return "stop", i + 1, None
+        return None, len(ids), None
 
     def _score(self, job: Job, run: Any, complete: bool) -> PromptScores | None:
         state = job.extra
@@ -307,15 +301,8 @@ class EngineCore:
         job.scoring = False
         return PromptScores(np.concatenate(state.scores), state.score_tops)
 
-    def _finish(
-        self,
-        job: Job,
-        reason: str,
-        ids: list[int],
-        logprobs: list[float],
-        tops: list[list[tuple[int, float]]],
-        error: str | None = None,
-    ) -> Output:
+    def _finish(self, job: Job, output: Output, reason: str, error: str | None = None) -> Output:
+        """Forget the request and complete its last output."""
         self._scheduler.remove(job)
         del self._jobs[job.request_id]
         if self._speculator is not None and hasattr(self._speculator, "finish"):
@@ -328,30 +315,39 @@ class EngineCore:
         timings.cached_tokens = job.cached_tokens
         timings.generated_tokens = len(job.tokens) - job.prompt_tokens
         timings.preemptions = job.preemptions
-        self._counts["finished"] += 1
-        return Output(job.request_id, ids, logprobs, tops, finish_reason=reason, timings=timings, error=error)
+        self._statistics.requests_finished += 1
+        self._constrained -= job.request.constraint is not None
+        output.finish_reason, output.timings, output.error = reason, timings, error
+        return output
 
     def _begin_guessing(self, runs: int) -> None:
-        self._speculator.begin(runs, lambda guesses: self._times.decode_seconds(runs + guesses))
+        self._speculator.begin(runs, lambda guesses: self._times.seconds(runs + guesses))
 
     def _propose(self, job: Job, limit: int) -> list[int]:
-        return self._speculator.propose(job.request_id, job.tokens, limit)
+        constraint: Any = job.request.constraint
+        if constraint is None:
+            return self._speculator.propose(job.request_id, job.tokens, limit)
+        if not hasattr(constraint, "masks"):
+            return []
+        guesses = constraint.forced(limit) or self._speculator.propose(job.request_id, job.tokens, limit)
+        try:
+            job.mask, count = constraint.masks(guesses)
+        except RequestError:
+            return []  # mask() will say so again
+        return guesses[:count]
 
     def _feedback(self, job: Job, proposed: int, accepted: int) -> None:
         self._speculator.feedback(job.request_id, proposed, accepted)
         timings = job.extra.timings
         timings.drafted_tokens += proposed
         timings.accepted_tokens += accepted
-        self._counts["drafted_tokens"] += proposed
-        self._counts["accepted_tokens"] += accepted
-
-    def _count(self, plan: StepPlan, seconds: float) -> None:
-        kind = "decode" if not plan.prompt_tokens else "mixed" if plan.decode_tokens else "prompt"
-        self._seconds[kind] += seconds
-        self._step_counts[kind] += 1
-        self._counts["prompt_tokens"] += plan.prompt_tokens
+        self._statistics.guesses(proposed, accepted)
 
 
+_NOTHING_ALLOWED = (
+    "generate: no token is left that the grammar allows, or the logits are not finite; loosen the grammar, "
+    "or drop the logit_bias and penalties that exclude its tokens"
+)
 _NOT_FINITE = (
     "generate: the logits are not finite; the weights overflow in this format or with these activations: "
     "try --activations int16, or another format"

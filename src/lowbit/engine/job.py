@@ -19,6 +19,7 @@ class Job:
         "drafts",
         "extra",
         "limit",
+        "mask",
         "nodes",
         "pages",
         "preemptions",
@@ -32,7 +33,6 @@ class Job:
         "scoring",
         "tenant",
         "tokens",
-        "unguessed",
     )
 
     def __init__(self, request: Request, limit: int) -> None:
@@ -50,7 +50,7 @@ class Job:
         self.reserved = 0  # positions that the cache has blocks for
         self.cache: Any = None
         self.drafts: list[int] = []  # guesses for the step at hand
-        self.unguessed = False  # speculation stays away
+        self.mask: Any = None  # what the constraint allows in the step at hand
         # Wants the score of each prompt token: computes all of them, and chunks overlap by one position,
         # since a token is scored where the one before it is fed.
         self.scoring = request.echo_scores is not None

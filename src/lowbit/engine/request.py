@@ -19,7 +19,12 @@ _numbers = itertools.count(1)
 
 
 class Constraint(Protocol):
-    """Allowed next tokens, one step at a time; the engine calls `accept` with each token it samples."""
+    """Allowed next tokens; the engine calls `accept` with each token it samples but end-of-text.
+
+    With speculation on, two more methods are used where they are there: forced(limit) -> list[int], guesses
+    that are bound to come, and masks(drafts) -> (uint32 [k + 1, words], k), the masks before each guess and
+    after the last, and how many of the guesses are allowed.
+    """
 
     @property
     def finished(self) -> bool:

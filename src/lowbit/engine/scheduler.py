@@ -108,7 +108,7 @@ class Scheduler:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """The step of `plan` took this long."""
-        self.times.observe(plan.decode_tokens, plan.prompt_tokens, seconds)
+        self.times.observe(plan.decode_tokens + plan.prompt_tokens, seconds)
 
     def preempt(self, job: Job) -> None:
         """Give up the job's keys and values; it waits in its old place and computes them again."""
@@ -137,7 +137,7 @@ class Scheduler:
             self._begin(len(streams))
         for job in streams:
             room = job.limit - len(job.tokens) - 1
-            job.drafts = propose(job, room) if room > 0 and not job.unguessed else []
+            job.drafts = propose(job, room) if room > 0 else []
 
     def _make_room(self, job: Job) -> None:
         """Blocks for a stream's next token, without guesses: from idle prefixes, else the last job."""
