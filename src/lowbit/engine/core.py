@@ -56,8 +56,9 @@ class EngineCore:
         self._clock: Callable[[], float] = time.perf_counter
         self._memory = PoolMemory(self._decoder, self.config, model.context)
         self._times = StepTimes(self.config.target_seconds_between_tokens)
-        shares = self.config.prefix_cache and self._memory.shares
-        self._prefix = PrefixCache(_salt(model), self._memory.block_positions) if shares else None
+        self._prefix = None
+        if self.config.prefix_cache:
+            self._prefix = PrefixCache(_salt(model), self._memory.block_positions)
         self._speculator = _speculator(self.config.speculation, model)
         self._scheduler = Scheduler(
             self._memory,

@@ -14,50 +14,31 @@ class PoolMemory:
     def __init__(self, decoder: Any, config: EngineConfig, context: int) -> None:
         from lowbit import _native
 
-        self._native = _native
-        self._decoder = decoder
-        self.block_positions = 256
-        self.block_bytes = _native.KvCache(decoder, self.block_positions).nbytes
+        probe = _native.KvPool(decoder, 1)  # address space only
+        self.block_positions: int = probe.block_positions
+        self.block_bytes: int = probe.block_bytes
         self.blocks = config.blocks(self.block_bytes, self.block_positions, context)
         self._capacity = min(context, self.blocks * self.block_positions)
-        self._pool = _native.KvPool(decoder, self.blocks) if hasattr(_native, "KvPool") else None
-        self._taken = 0
-
-    @property
-    def shares(self) -> bool:
-        """Whether a cache can begin with blocks of another."""
-        return self._pool is not None
+        self._pool = _native.KvPool(decoder, self.blocks)
+        self._new_cache = _native.KvCache
 
     @property
     def free_blocks(self) -> int:
-        return self._pool.free_blocks if self._pool else self.blocks - self._taken
+        return self._pool.free_blocks
 
     def open(self, job: Job) -> None:
-        if self._pool:
-            job.cache = self._native.KvCache(self._pool, self._capacity)
-        else:
-            job.cache = self._native.KvCache(self._decoder, job.limit)
-        job.reserved = 0
+        job.cache, job.reserved = self._new_cache(self._pool, self._capacity), 0
 
     def reserve(self, job: Job, length: int) -> bool:
         """Blocks for positions below `length`; False and nothing changed if there are too few."""
-        count = -(-length // self.block_positions)
-        if self._pool:
-            if not job.cache.reserve(length):
-                return False
-        else:
-            more = count - job.reserved // self.block_positions
-            if more > self.free_blocks:
-                return False
-            self._taken += more
-        job.reserved = count * self.block_positions
-        return True
-
-    def adopt(self, job: Job, blocks: list[Any], length: int) -> bool:
-        if not job.cache.adopt(blocks, length):
+        if not job.cache.reserve(length):
             return False
         job.reserved = -(-length // self.block_positions) * self.block_positions
         return True
+
+    def adopt(self, job: Job, blocks: list[Any], length: int) -> bool:
+        """Begin with the first `length` positions of `blocks`; False if the block for a copy is lacking."""
+        return job.cache.adopt(blocks, length)
 
     def held(self, job: Job) -> list[Any]:
         """Handles of the blocks below the job's length; their content stays while they live."""
@@ -65,14 +46,9 @@ class PoolMemory:
 
     def close(self, job: Job) -> None:
         """Give up the job's cache; blocks that nobody else holds are free."""
-        if job.cache is None:
-            return
-        if self._pool:
-            job.cache.clear()
-        else:
-            self._taken -= job.reserved // self.block_positions
+        job.cache.clear()
         job.cache, job.reserved = None, 0
 
     def trim(self) -> None:
-        if self._pool:
-            self._pool.trim()
+        """Give the memory of free blocks back to the system."""
+        self._pool.trim()

@@ -77,8 +77,9 @@ class PrefixCache:
 
     def started(self, job: Job, length: int) -> None:
         """The job computes from position `length` on: others with the same beginning may wait for it."""
-        self.hit_tokens += length
-        self.asked_tokens += len(job.tokens)
+        if not job.preemptions:
+            self.hit_tokens += length
+            self.asked_tokens += len(job.tokens)
         job.registered_pages = length // PAGE
         self._hash(job, self._whole_pages(job))
         for page in job.pages[length // PAGE :]:
