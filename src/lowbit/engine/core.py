@@ -255,7 +255,7 @@ class EngineCore:
             if not samples:
                 # The last token goes in again, to score the one that follows it.
                 count -= 1
-                job.cache.truncate(job.computed + count)
+                self._memory.cut(job, job.computed + count)
         if not samples:
             self._scheduler.advance(job, job.computed + count, [])
             return None

@@ -40,6 +40,11 @@ class PoolMemory:
         """Begin with the first `length` positions of `blocks`; False if the block for a copy is lacking."""
         return job.cache.adopt(blocks, length)
 
+    def cut(self, job: Job, length: int) -> None:
+        """Forget the positions from `length` on; the job keeps as many blocks as it has reserved."""
+        if job.cache.truncate(length) != length or not self.reserve(job, job.reserved):
+            raise AssertionError("a cache could not be cut by one position")
+
     def held(self, job: Job) -> list[Any]:
         """Handles of the blocks below the job's length; their content stays while they live."""
         return job.cache.blocks()

@@ -195,10 +195,12 @@ class Scheduler:
         if not self._find_room(job, length, plan):
             if self.prefix is not None:
                 self.prefix.release(job, self.memory)
-            # What it would share may itself be in the way.
-            if self.running or not length or not self._find_room(job, 0, plan):
+            if self.running or not length:
                 return False
+            # Alone and still too little: a block that it would have copied is itself in the way.
             blocks, length = [], 0
+            if not self._find_room(job, 0, plan):
+                return False
         self._unqueue(job)
         self.memory.open(job)
         if (length and not self.memory.adopt(job, blocks, length)) or not self.memory.reserve(
