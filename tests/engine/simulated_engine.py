@@ -1,4 +1,4 @@
-"""The scheduler run without a model: blocks that are counted, and tokens that are a function of those before."""
+"""The scheduler without a model: blocks are counted, and a token is a function of those before it."""
 
 from collections import Counter
 

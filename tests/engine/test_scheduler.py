@@ -94,7 +94,7 @@ def test_a_prompt_does_not_stall_streams():
 def test_requests_that_arrive_together_share_their_prefix():
     world = Simulation(16, max_sequences=8, chunk=64)
     for i in range(6):
-        world.add(str(i), FAMILIES[0][:400] + [i], new=4)
+        world.add(str(i), [*FAMILIES[0][:400], i], new=4)
     computed = 0
     while not world.scheduler.idle:
         computed += world.step().prompt_tokens

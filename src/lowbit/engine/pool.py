@@ -42,7 +42,7 @@ class PoolMemory:
 
     def cut(self, job: Job, length: int) -> None:
         """Forget the positions from `length` on; the job keeps as many blocks as it has reserved."""
-        if job.cache.truncate(length) != length or not self.reserve(job, job.reserved):
+        if job.cache.truncate(length) != length or not self.reserve(job, min(job.reserved, self._capacity)):
             raise AssertionError("a cache could not be cut by one position")
 
     def held(self, job: Job) -> list[Any]:
