@@ -1,7 +1,9 @@
 """GET /metrics: every number of the snapshot, read back by Prometheus's own parser."""
 
 import importlib.util
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from lowbit.server import metrics
 from lowbit.server.stats import SECONDS, Counters, EngineStats, build
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 spec = importlib.util.spec_from_file_location("stats_example", Path(__file__).with_name("test_stats.py"))
 example = importlib.util.module_from_spec(spec)
@@ -110,3 +114,70 @@ def test_two_snapshots_do_not_mix():
     again = samples(snapshot(tiny=example.ENGINE))
     assert b'lowbit_requests_running{model="tiny"} 3.0' in first
     assert again["lowbit_requests_running", (("model", "tiny"),)] == 3
+
+
+def rendered_names():
+    """Names as they appear in queries: counters with _total, histograms with their three series."""
+    families = text_string_to_metric_families(metrics.render(snapshot(tiny=example.ENGINE)).decode())
+    plain, series = set(), set()
+    for family in families:
+        plain.add(family.name + "_total" * (family.type == "counter"))
+        series |= {sample.name for sample in family.samples}
+    return plain, series
+
+
+def queries():
+    """Every expression of the dashboard, and of the alert rules in the document."""
+    dashboard = json.loads(Path(metrics.__file__).with_name("grafana.json").read_text(encoding="utf-8"))
+    yield from (target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    yield from (item["query"]["query"] for item in dashboard["templating"]["list"] if item["type"] == "query")
+    yield from re.findall(r"expr: (.*)", DOCUMENT.read_text(encoding="utf-8"))
+
+
+def test_dashboard_and_alerts_name_metrics_that_exist():
+    _, series = rendered_names()
+    asked = {name for query in queries() for name in re.findall(r"lowbit_\w+", query)}
+    assert len(asked) > 20
+    assert asked <= series
+
+
+def test_dashboard_and_alerts_name_labels_that_exist():
+    labels = {}
+    for family in text_string_to_metric_families(metrics.render(snapshot(tiny=example.ENGINE)).decode()):
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    for query in queries():
+        for name, matchers in re.findall(r"(lowbit_\w+)\{([^}]*)\}", query):
+            assert set(re.findall(r"(\w+)\s*=", matchers)) <= labels[name]
+        grouped = {
+            label for group in re.findall(r"by \(([^)]*)\)", query) for label in re.findall(r"\w+", group)
+        }
+        for name in re.findall(r"lowbit_\w+", query):
+            assert grouped <= labels[name], query
+
+
+def test_the_dashboard_is_drawn_without_gaps():
+    panels = json.loads(Path(metrics.__file__).with_name("grafana.json").read_text(encoding="utf-8"))[
+        "panels"
+    ]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    covered = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        cells = {(at["x"] + i, at["y"] + j) for i in range(at["w"]) for j in range(at["h"])}
+        assert not cells & covered
+        covered |= cells
+    assert covered == {(x, y) for x in range(24) for y in range(max(y for _, y in covered) + 1)}
+
+
+def test_the_document_names_every_metric():
+    plain, _ = rendered_names()
+    rows = re.findall(r"^\| `(lowbit_\w+)` \|([^|]*)\|", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(name for name, _ in rows) == sorted(plain)
+    families = {
+        family.name + "_total" * (family.type == "counter"): family
+        for family in text_string_to_metric_families(metrics.render(snapshot(tiny=example.ENGINE)).decode())
+    }
+    for name, labels in rows:
+        said = set(re.findall(r"\w+", labels))
+        assert said == set().union(*(sample.labels for sample in families[name].samples)) - {"le"}

@@ -187,7 +187,7 @@ const paused = (milliseconds, signal) =>
 /** The request for `answer`: [path, body]. A model without chat template continues the question's text. */
 function request(answer) {
   const { temperature, top_p, max_tokens, system } = state.settings;
-  const body = { model: answer.model, temperature, top_p, seed: answer.figures.seed };
+  const body = { model: answer.model, temperature, top_p, seed: answer.figures.seed, return_progress: true };
   if (max_tokens) body.max_tokens = max_tokens;
   const last = state.turns.at(-1);
   if (known.get(answer.model)?.chat === false) return ["v1/completions", { ...body, prompt: last.question }];
@@ -219,7 +219,10 @@ async function receive(answer, signal) {
       if (now > first) figures.rate = ((figures.tokens - 1) / (now - first)) * 1000;
     }
     if (choice?.finish_reason) figures.reason = choice.finish_reason;
+    const read = event.prompt_progress;
+    if (read) answer.progress = `Reading the prompt: ${Math.round((100 * read.processed) / read.total)}%`;
     if (event.usage) measured(figures, event.usage);
+    if (event.timings?.tokens_per_second) figures.rate = event.timings.tokens_per_second;
     redraw();
   }
 }
@@ -229,6 +232,9 @@ function measured(figures, usage) {
   figures.prompt = usage.prompt_tokens;
   figures.tokens = usage.completion_tokens;
   figures.cached = usage.prompt_tokens_details?.cached_tokens ?? 0;
+  const guesses = usage.completion_tokens_details ?? {};
+  figures.accepted = guesses.accepted_prediction_tokens ?? 0;
+  figures.drafts = figures.accepted + (guesses.rejected_prediction_tokens ?? 0);
 }
 
 function edit(turn) {

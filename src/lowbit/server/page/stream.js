@@ -18,6 +18,9 @@ const WAYS = {
   503: "The model is not ready.",
 };
 
+// Codes of errors within a stream after which the same request may well succeed.
+const PASSING = new Set(["engine_died", "engine_unavailable", "queue_full"]);
+
 /** Fetch `path` (relative to the page); an answer that is not 2xx becomes a ServerError. */
 export async function ask(path, { key = "", body = null, signal = null } = {}) {
   const headers = {};
@@ -42,7 +45,7 @@ function failure(text, status, retryAfter) {
     // not one of our error bodies: the status has to do
   }
   const wait = Number.parseFloat(retryAfter);
-  const again = status === 429 || status === 503 ? (wait >= 0 ? Math.min(wait, 600) : 2) : null;
+  const again = status === 429 || status === 503 ? (wait >= 0 ? wait : 2) : null;
   const way = WAYS[status] ?? `The server answered ${status}.`;
   return new ServerError(message ? `${way} ${message}` : way, status, again);
 }
@@ -74,7 +77,8 @@ export async function* stream(path, { key, body, signal }) {
         if (!data) continue; // a comment that keeps the connection open
         const object = JSON.parse(data);
         if (object.error) {
-          throw new ServerError(object.error.message ?? "The answer failed.", Number(object.error.status) || 500, 2);
+          const again = PASSING.has(object.error.code) ? 2 : null;
+          throw new ServerError(object.error.message ?? "The answer failed.", 500, again);
         }
         yield object;
       }
