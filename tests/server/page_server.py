@@ -78,7 +78,9 @@ class ScriptedServer:
         self.paths.append(path)
         if path == "/" or path.startswith("/page/"):
             name = "index.html" if path == "/" else path.removeprefix("/page/")
-            await reply(send, *page_files.respond(name, headers.get("if-none-match")))
+            status, kind, more, body = page_files.respond(name, headers.get("if-none-match"))
+            fields = {"content-type": kind.decode()} | {key.decode(): value.decode() for key, value in more}
+            await reply(send, status, fields, body)
         elif self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             await reply(send, *failure(401, "give a key that this server knows"))
         elif path == "/v1/models":

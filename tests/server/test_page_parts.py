@@ -81,8 +81,8 @@ GOLDEN = [
     ("a\n\n---\n\nb", "<p>a</p><hr><p>b</p>"),
     (
         "| a | b |\n|---|:-:|\n| **1** | 2 | 3 |\n| 4 |",
-        '<div class="table" tabindex="0"><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td><strong>1'
-        "</strong></td><td>2</td></tr><tr><td>4</td><td></td></tr></tbody></table></div>",
+        '<div class="table" tabindex="0"><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr>'
+        "<td><strong>1</strong></td><td>2</td></tr><tr><td>4</td><td></td></tr></tbody></table></div>",
     ),
     ("a | b", "<p>a | b</p>"),
     ("[x](https://a.test/b)", f'<p><a href="https://a.test/b" {WEB}>x</a></p>'),

@@ -9,10 +9,9 @@ import asyncio
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from lowbit.server import chat, http, metrics, protocol, render, stats
+from lowbit.server import chat, http, metrics, page_files, protocol, render, stats
 from lowbit.server.chat_completions import ChatRenderer
 from lowbit.server.completions import CompletionRenderer
 from lowbit.server.errors import ApiError, invalid
@@ -24,7 +23,6 @@ from lowbit.server.models import ServedModel
 
 Handler = Callable[[Scope, Receive, Send, str], Awaitable[int]]
 
-PAGE = Path(__file__).parent / "page" / "index.html"
 TICK_SECONDS = 1.0
 
 
@@ -51,6 +49,7 @@ class App:
         self._slots = Slots(limits, len(keys))
         self._open: dict[str, dict[str, Handler]] = {  # without a key
             "/": {"GET": self._page},
+            "/page/{name}": {"GET": self._page},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
         }
@@ -73,6 +72,8 @@ class App:
         route = path
         if path.startswith("/v1/models/"):
             route = "/v1/models/{id}"
+        elif path.startswith("/page/"):
+            route = "/page/{name}"
         status = 500
         self.counters.in_flight += 1
         try:
@@ -235,10 +236,14 @@ class App:
     # About the server.
 
     async def _page(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> int:
-        if not PAGE.is_file():
-            raise ApiError(404, "'/': this installation has no page; ask /v1/models", code="not_found")
-        await http.send_bytes(send, 200, PAGE.read_bytes(), b"text/html; charset=utf-8")
-        return 200
+        name = scope["path"].removeprefix("/").removeprefix("page/") or "index.html"
+        known = http.header(scope, b"if-none-match")
+        found = page_files.respond(name, None if known is None else known.decode("latin-1"))
+        if found is None:
+            raise ApiError(404, f"{name[:100]!r}: not a file of the page; open /", code="not_found")
+        status, kind, headers, body = found
+        await http.send_bytes(send, status, body, kind, headers)
+        return status
 
     async def _health(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> int:
         await http.send_json(send, {"status": "ok"})

@@ -12,37 +12,36 @@ from pathlib import Path
 
 FOLDER = Path(__file__).with_name("page")
 TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
+    ".html": b"text/html; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
 }
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
-def respond(name: str, if_none_match: str | None = None) -> tuple[int, dict[str, str], bytes]:
-    """(status, headers, body) of `GET /` (name "index.html") and `GET /page/{name}`.
+def respond(name: str, if_none_match: str | None = None) -> tuple[int, bytes, Headers, bytes] | None:
+    """(status, content type, headers, body) of `GET /` (name "index.html") and `GET /page/{name}`.
 
-    if_none_match: that header of the request; 304 if the browser has the file as it is.
+    if_none_match: that header of the request; 304 if the browser has the file as it is. None: no such file.
     """
     found = _files().get(name)
     if found is None:
-        return 404, {"content-type": "text/plain; charset=utf-8"}, b"no such file\n"
+        return None
     etag, body = found
-    headers = {
-        "content-type": TYPES[Path(name).suffix],
-        "etag": etag,
-        "cache-control": "no-cache",
-        "content-security-policy": POLICY,
-        "referrer-policy": "no-referrer",
-        "x-content-type-options": "nosniff",
-        "cross-origin-opener-policy": "same-origin",
-    }
-    if if_none_match is not None and etag in (tag.strip() for tag in if_none_match.split(",")):
-        return 304, headers, b""
-    return 200, headers, body
+    headers = (
+        (b"etag", etag.encode()),
+        (b"cache-control", b"no-cache"),
+        (b"content-security-policy", POLICY),
+        (b"referrer-policy", b"no-referrer"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+    )
+    known = if_none_match is not None and etag in (tag.strip() for tag in if_none_match.split(","))
+    return 304 if known else 200, TYPES[Path(name).suffix], headers, b"" if known else body
 
 
 @cache
