@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from lowbit.engine import Generation, LanguageModel, load
+    from lowbit.engine import Generation, LanguageModel, SamplingParameters, load
+    from lowbit.engine.config import EngineConfig
+    from lowbit.engine.constraint import Grammar
+    from lowbit.engine.engine import Engine
     from lowbit.errors import CheckpointError, FormatError, LowbitError, RequestError, UnsupportedError
     from lowbit.formats import FORMATS, Format, Scheme, emulate, parse_format
     from lowbit.formats.auto import Auto
@@ -40,8 +43,12 @@ _HOME = {
     "parse_format": "lowbit.formats",
     "PackedMatrix": "lowbit.packed",
     "matmul": "lowbit.kernels",
+    "Engine": "lowbit.engine.engine",
+    "EngineConfig": "lowbit.engine.config",
     "Generation": "lowbit.engine",
+    "Grammar": "lowbit.engine.constraint",
     "LanguageModel": "lowbit.engine",
+    "SamplingParameters": "lowbit.engine",
     "load": "lowbit.engine",
     "CheckpointError": "lowbit.errors",
     "FormatError": "lowbit.errors",
@@ -54,13 +61,17 @@ __all__ = [
     "FORMATS",
     "Auto",
     "CheckpointError",
+    "Engine",
+    "EngineConfig",
     "Format",
     "FormatError",
     "Generation",
+    "Grammar",
     "LanguageModel",
     "LowbitError",
     "PackedMatrix",
     "RequestError",
+    "SamplingParameters",
     "Scheme",
     "UnsupportedError",
     "__version__",

@@ -20,6 +20,7 @@ from lowbit.errors import RequestError, UnsupportedError
 MAX_CHARACTERS = 1 << 20  # of a grammar's text
 MAX_CHOICES = 10_000
 KEPT = 64  # compiled grammars
+MAX_FORCED = 32  # tokens guessed at once: a cache of few bits can take back no more than 64
 # Between the parts of JSON: what people and models write, but no endless run of spaces, in which small models
 # get lost until max_tokens.
 _SPACE = r"( |\r?\n[ \t]{0,64})"
@@ -181,7 +182,7 @@ class GrammarConstraint:
 
     def forced(self, limit: int) -> list[int]:
         """Tokens that spell what must come next in any case, at most `limit`: good guesses."""
-        return list(self._matcher.compute_ff_tokens()[:limit]) if limit > 0 else []
+        return list(self._matcher.compute_ff_tokens()[: min(limit, MAX_FORCED)]) if limit > 0 else []
 
     def accept(self, token_id: int) -> None:
         """The token was chosen."""

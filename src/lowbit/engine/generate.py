@@ -27,6 +27,8 @@ class Generation:
     reused_tokens: prompt tokens whose keys and values were there already.
     finish_reason: "eos", "stop" (a stop string), "length" (max_tokens) or "context" (no room left).
     logprobs: one per token id, or None when not asked for.
+    queued_seconds, drafted_tokens, accepted_tokens: in an Engine, the time before the first native call, and
+    the guesses of speculation and those of them that came true.
     """
 
     text: str
@@ -38,6 +40,9 @@ class Generation:
     finish_reason: str
     reused_tokens: int = 0
     logprobs: list[TokenLogprob] | None = None
+    queued_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
