@@ -61,7 +61,7 @@ function draw(stats) {
       cards.set(model.id, card(model));
       $("engines").append(cards.get(model.id).root);
     }
-    update(cards.get(model.id), model, stats.models);
+    update(cards.get(model.id), model);
   }
 }
 
@@ -78,15 +78,12 @@ function sparkline() {
 function card(model) {
   const bar = h("i");
   const cached = h("i", { class: "cached" });
-  const kv = h("div", { class: "meter", role: "meter", "aria-label": `KV cache of ${model.id}`, "aria-valuemin": 0, "aria-valuemax": 100 }, bar, cached);
-  const size = h("i");
-  const parts = { bar, cached, kv, size, kvText: h("span"), queue: h("p", { class: "queue" }), more: h("dl") };
+  const kv = h("div", { class: "meter", role: "meter", "aria-label": `KV cache of ${model.id}, ${model.kv_bits} bits`, "aria-valuemin": 0, "aria-valuemax": 100 }, bar, cached);
+  const parts = { bar, cached, kv, kvText: h("span"), queue: h("p", { class: "queue" }), more: h("dl") };
   parts.root = h("article", { class: "engine", "data-model": model.id },
     h("h3", { text: model.id }),
-    h("p", { class: "what", text: `${model.format}, ${bits(model)}, ${model.kv_bits}-bit KV` }),
-    h("p", { class: "label" }, "Weights", h("span", { text: bytes(model.weights_bytes) })),
-    h("div", { class: "meter size", "aria-hidden": "true" }, size),
-    h("p", { class: "label" }, "KV cache", parts.kvText),
+    h("p", { class: "what", text: describe(model) }),
+    h("p", { class: "label" }, `KV cache, ${model.kv_bits} bits`, parts.kvText),
     kv,
     parts.queue,
     h("details", {}, h("summary", { text: "Since it started" }), parts.more),
@@ -94,15 +91,11 @@ function card(model) {
   return parts;
 }
 
-const bits = (model) => `${Number(model.bits_per_weight.toFixed(2))} bits per weight`;
-
 /** "int4-g32, 5.01 bits per weight, 84.4 MB" */
-export const describe = (model) => `${model.format}, ${bits(model)}, ${bytes(model.weights_bytes)}`;
+export const describe = (model) => `${model.format}, ${Number(model.bits_per_weight.toFixed(2))} bits per weight, ${bytes(model.weights_bytes)}`;
 
-function update(parts, model, all) {
+function update(parts, model) {
   const engine = model.engine;
-  const largest = Math.max(...all.map((each) => each.weights_bytes));
-  parts.size.style.width = `${(100 * model.weights_bytes) / largest}%`;
   parts.root.classList.toggle("down", !engine);
   if (!engine) {
     parts.queue.textContent = "The engine is starting.";
@@ -114,19 +107,20 @@ function update(parts, model, all) {
   parts.bar.style.width = `${used}%`;
   parts.cached.style.width = `${cached}%`;
   parts.kv.setAttribute("aria-valuenow", used.toFixed(0));
-  const text = `${used.toFixed(0)}% used, ${cached.toFixed(0)}% cached`;
+  const percent = (value) => `${value > 0 && value < 9.95 ? value.toFixed(1) : value.toFixed(0)}%`;
+  const text = `${percent(used)} used, ${percent(cached)} cached`;
   parts.kv.setAttribute("aria-valuetext", text);
   parts.kvText.textContent = text;
   parts.kv.title = `${engine.kv_tokens_total} tokens in ${engine.kv_blocks_total} blocks`;
   parts.queue.replaceChildren(h("b", { text: engine.running }), " running ", h("b", { text: engine.waiting }), " waiting");
-  const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(0)}%` : "none");
+  const part = (some, whole) => (whole ? percent((100 * some) / whole) : "none");
   const spread = (times) => (times.count ? `${seconds(times.p50)}, 95%: ${seconds(times.p95)}` : "none");
   const rows = [
     ["First token", spread(model.first_token_seconds)],
     ["Between tokens", spread(model.between_tokens_seconds)],
     ["In the queue", spread(model.queue_seconds)],
-    ["Prompt tokens cached", percent(engine.prefix_hit_tokens, engine.prefix_asked_tokens)],
-    ["Drafts accepted", percent(engine.accepted_tokens, engine.drafted_tokens)],
+    ["Prompt cached", part(engine.prefix_hit_tokens, engine.prefix_asked_tokens)],
+    ["Drafts accepted", part(engine.accepted_tokens, engine.drafted_tokens)],
     ["Preemptions", engine.preemptions],
     ["Restarts", model.restarts],
   ];

@@ -50,11 +50,12 @@ function failure(text, status, retryAfter) {
   return new ServerError(message ? `${way} ${message}` : way, status, again);
 }
 
-/** POST `body` with stream: true; yield each event's object. Ends at [DONE]; anything else is an error. */
+/** POST `body` with stream: true; yield each event's object. The answer must end with [DONE]. */
 export async function* stream(path, { key, body, signal }) {
   const response = await ask(path, { key, signal, body: { ...body, stream: true, stream_options: { include_usage: true } } });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let whole = false;
   try {
     for (;;) {
       let part;
@@ -73,8 +74,8 @@ export async function* stream(path, { key, body, signal }) {
           .filter((line) => line.startsWith("data:"))
           .map((line) => line.slice(5).trimStart())
           .join("\n");
-        if (data === "[DONE]") return;
-        if (!data) continue; // a comment that keeps the connection open
+        if (data === "[DONE]") whole = true;
+        if (!data || whole) continue; // or a comment that keeps the connection open
         const object = JSON.parse(data);
         if (object.error) {
           const again = PASSING.has(object.error.code) ? 2 : null;
@@ -86,5 +87,5 @@ export async function* stream(path, { key, body, signal }) {
   } finally {
     reader.cancel().catch(() => {});
   }
-  throw new ServerError("The connection ended before the answer did.", 0, 2);
+  if (!whole) throw new ServerError("The connection ended before the answer did.", 0, 2);
 }

@@ -60,7 +60,7 @@ function figureTexts({ status, figures: f }) {
   if (f?.first) parts.push(`first token ${seconds(f.first)}`);
   if (f?.tokens) parts.push(`${f.tokens} tokens`);
   if (f?.cached) parts.push(`${f.cached} of ${f.prompt} prompt tokens cached`);
-  else if (f?.prompt) parts.push(`prompt ${f.prompt}`);
+  else if (f?.prompt) parts.push(`${f.prompt} prompt tokens`);
   if (f?.drafts) parts.push(`${f.accepted} of ${f.drafts} drafts accepted`);
   if (f?.seed !== undefined && f.seed !== null) parts.push(`seed ${f.seed}`);
   if (status === "stopped") parts.push("stopped");
