@@ -7,6 +7,7 @@ const SAMPLES = 60;
 const rates = [];
 const cards = new Map();
 let last = null;
+let poll = () => {};
 
 /** Poll for ever. key(): the API key; seen(stats or null, error): told after every poll. */
 export async function watch(key, seen) {
@@ -23,9 +24,15 @@ export async function watch(key, seen) {
         pause = 2000;
       }
     }
-    await new Promise((resolve) => setTimeout(resolve, pause));
+    await new Promise((resolve) => {
+      poll = resolve;
+      setTimeout(resolve, pause);
+    });
   }
 }
+
+/** Poll now, not in a second. */
+export const pollNow = () => poll();
 
 function down(error) {
   last = null;

@@ -1,7 +1,7 @@
 // The page: one conversation with one model or two.
 
 import { $, h } from "./dom.js";
-import { describe, watch } from "./gauges.js";
+import { describe, pollNow, watch } from "./gauges.js";
 import { DEFAULTS, keepKey, load, readKey, save, state } from "./store.js";
 import { ServerError, ask, stream } from "./stream.js";
 import { turnView } from "./view.js";
@@ -345,7 +345,7 @@ function connect() {
     event.preventDefault();
     key = $("key").value.trim();
     keepKey(key);
-    readModels();
+    readModels().then(pollNow);
   });
   $("examples").append(...EXAMPLES.map((text) => h("button", { type: "button", onclick: () => submit(text) }, text)));
 }
