@@ -27,6 +27,7 @@ class Bench:
     made: dict[tuple[str, str], Path] = field(default_factory=dict)  # lowbit directories of this run
     avx2: LlamaCpp | None = None
     openvino: OpenVino | None = None
+    server: LlamaCpp | None = None  # the build that has llama-server
     missing: dict[str, str] = field(default_factory=dict)
 
     def source(self, name: str) -> Path:

@@ -76,6 +76,12 @@ FIRST_TOKEN_SECONDS = 0.5
 MEMORY_OVERHEAD_BYTES = 60_000_000
 QUANTIZE_SECONDS = 3.0
 
+# Serving, of SCHEME with 8-bit keys and values.
+SERVING_RATE, SERVING_FIRST = 3.0, 0.5  # against llama-server
+STRETCH, PREFIX, LOOKUP = 2.0, 5.0, 1.5
+KV_MEMORY, KV_LOSS = 0.3, 0.01  # of 4-bit keys and values, against 16 bits
+OVERHEAD, IDLE, SOAK_GROWTH = 0.05, 0.01, 0.03
+
 Row = dict[str, Any]
 
 
@@ -101,6 +107,16 @@ def at_least(
     if value is None:
         return row(measure, None, unit, f">= {shown}", None, why_not or "not measured")
     return row(measure, value, unit, f">= {shown}", value >= least, note)
+
+
+def at_most(
+    measure: str, value: float | None, unit: str, most: float, note: str = "", why_not: str = ""
+) -> Row:
+    """A row whose value may not exceed `most`; a value of None was not measured, because of `why_not`."""
+    target = f"<= {most:g}{unit}" if unit in ("x", "%") else f"<= {most:g} {unit}".strip()
+    if value is None:
+        return row(measure, None, unit, target, None, why_not or "not measured")
+    return row(measure, value, unit, target, value <= most, note)
 
 
 def fraction(measure: str, found: dict[str, float], least: float, what: str = "") -> Row:
