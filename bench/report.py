@@ -32,7 +32,7 @@ def verdict(passed: bool | None) -> str:
     return {True: "yes", False: "no", None: "-"}[passed]
 
 
-def print_table(result: Mapping[str, Any]) -> None:
+def printtable(result: Mapping[str, Any]) -> None:
     """Print targets, measurements and verdicts, then every speed."""
     from rich.console import Console
     from rich.table import Table
@@ -51,7 +51,7 @@ def print_table(result: Mapping[str, Any]) -> None:
         shown = f"[{colours[row['passed']]}]{verdict(row['passed'])}[/]"
         targets.add_row(row["measure"], row["target"], figure(row["value"], row["unit"]), shown, row["note"])
     console.print(targets)
-    for title, head, rows in (width_table(result), kernel_table(result)):
+    for title, head, rows in (widthtable(result), kerneltable(result)):
         if rows:
             shown = Table(*head, title=title)
             for cells in rows:
@@ -121,7 +121,7 @@ def peer_name(peer: Mapping[str, Any]) -> str:
     return f"{peer['name']} {versions['openvino-genai']}"
 
 
-def width_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+def widthtable(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """The 1.1B shape by width: bytes, speeds and fractions. Title, head and rows."""
     head = ["bits", "weights", "MB", "decode tokens/s", "of the bound", "prefill tokens/s", "of the bound"]
     rows = []
@@ -137,7 +137,7 @@ def width_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[st
     return "The 1.1B shape by width", head, rows
 
 
-def kernel_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+def kerneltable(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """Single products by format. Title, head and rows."""
     found = result["sections"].get("kernels")
     head = ["format", "bits per weight", "GB/s at 1 token", "of the bandwidth"]
@@ -171,21 +171,22 @@ def markdown(result: Mapping[str, Any]) -> str:
             targets.append([f"**{heading}**", "", "", "", ""])
         value = figure(row["value"], row["unit"])
         targets.append([row["measure"], row["target"], value, verdict(row["passed"]), row["note"]])
-    parts = [caption(result), _table(targets)]
-    for title, head, rows in (width_table(result), kernel_table(result)):
+    parts = [caption(result), table(targets)]
+    for title, head, rows in (widthtable(result), kerneltable(result)):
         if rows:
-            parts += [f"{title}:", _table([head, *rows])]
+            parts += [f"{title}:", table([head, *rows])]
     rows = speed_rows(result)
     if rows:
         parts += [
             "<details><summary>Every speed: tokens per second, median (lowest to highest)</summary>",
-            _table([list(SPEED_COLUMNS), *rows]),
+            table([list(SPEED_COLUMNS), *rows]),
             "</details>",
         ]
     return "\n\n".join(parts)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
     head, *body = rows
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
     return "\n".join(lines)
@@ -200,8 +201,9 @@ def render(page: str, result: Mapping[str, Any]) -> str:
 
 
 def newest(folder: Path) -> Path:
-    """The result file with the latest date inside it."""
-    found = sorted(folder.glob("*.json"), key=lambda path: json.loads(path.read_text())["date"])
+    """The result of a full run with the latest date inside it."""
+    results = {path: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    found = sorted((p for p, r in results.items() if "rows" in r), key=lambda path: results[path]["date"])
     if not found:
         raise ReportError(f"render: there is no result in {folder}; run `make bench` first")
     return found[-1]

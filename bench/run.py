@@ -24,6 +24,7 @@ import pictures  # noqa: E402
 import process  # noqa: E402
 import report  # noqa: E402
 import sections  # noqa: E402
+import serving_page  # noqa: E402
 import targets  # noqa: E402
 from peers import llama_cpp, openvino_peer  # noqa: E402
 
@@ -63,6 +64,7 @@ def prepare(options: argparse.Namespace) -> context.Bench:
         sections.LLAMA: lambda: llama_cpp.build(cache, say=say),
         sections.LLAMA_AVX2: lambda: llama_cpp.build(cache, say=say, variant="avx2"),
         sections.OPENVINO: lambda: openvino_peer.build(cache, say=say),
+        sections.LLAMA_SERVER: lambda: llama_cpp.build(cache, say=say, variant="server"),
     }
     chosen = options.only or list(sections.SECTIONS)
     wanted = {name for part in chosen for name in sections.NEEDS.get(part, ())}
@@ -77,6 +79,7 @@ def prepare(options: argparse.Namespace) -> context.Bench:
         peer=peers[sections.LLAMA],
         avx2=peers[sections.LLAMA_AVX2],
         openvino=peers[sections.OPENVINO],
+        server=peers[sections.LLAMA_SERVER],
         missing=missing,
         threads=tuple(int(n) for n in options.threads.split(",")),
         rounds=options.rounds or (2 if options.quick else 5),
@@ -89,7 +92,7 @@ def prepare(options: argparse.Namespace) -> context.Bench:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the chosen sections. A section that fails is reported in its place and the others go on."""
     bench = prepare(options)
-    peers = [peer for peer in (bench.peer, bench.avx2, bench.openvino) if peer is not None]
+    peers = [peer for peer in (bench.peer, bench.avx2, bench.openvino, bench.server) if peer is not None]
     result: dict[str, Any] = {
         "date": machine.now(),
         **machine.commit(),
@@ -118,7 +121,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             say(f"  failed: {error}")
             result["errors"][name] = str(error)
             rows, data = [targets.row(name, None, "", "-", False, f"failed: {error}")], None
-        result["rows"] += [{"heading": sections.HEADINGS[name], **row} for row in rows]
+        result["rows"] += [{"heading": sections.HEADINGS[name], "part": name, **row} for row in rows]
         result["sections"][name] = data
         result["seconds"][name] = round(time.perf_counter() - started, 1)
         say(f"  {result['seconds'][name]:.0f} s")
@@ -138,7 +141,18 @@ def render(chosen: str) -> int:
     say(f"README.md: table of {source.name}")
     for path in pictures.draw(result, ROOT / "docs", say):
         say(f"{path.relative_to(ROOT)}")
+    if (RESULTS / serving_page.RESULT).exists():
+        render_serving()
     return 0
+
+
+def render_serving() -> None:
+    """Rewrite the tables of docs/serving.md from the serving parts as they were last measured."""
+    page, kept = ROOT / "docs" / serving_page.PAGE, json.loads((RESULTS / serving_page.RESULT).read_text())
+    page.write_text(
+        serving_page.render(page.read_text(encoding="utf-8"), kept, ROOT / "tests"), encoding="utf-8"
+    )
+    say(f"docs/{page.name}: tables of {serving_page.RESULT}")
 
 
 def say(text: str) -> None:
@@ -151,8 +165,10 @@ def main() -> int:
         return render(options.render)
     result = measure(options)
     report.print_table(result)
+    if not options.quick and serving_page.keep(result, sections.SERVING, RESULTS):
+        render_serving()
     if options.quick or options.only:
-        say("a partial run writes no result file")
+        say("a partial run writes no result file but that of the serving parts")
     else:
         RESULTS.mkdir(parents=True, exist_ok=True)
         path = RESULTS / machine.result_name(result["date"], str(result["machine"]["cpu"]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import part_generation
 import part_kernels
 import part_model
+import part_serving
 import part_speed
 from context import Bench
 from targets import LARGE, OPENVINO, SMALL, Row
@@ -25,14 +27,24 @@ SECTIONS: Mapping[str, Section] = {
     "start": part_model.start_section,
     "memory": part_model.memory_section,
     "quantize": part_model.quantize_section,
+    "load": part_serving.load_section,
+    "arrival": part_serving.arrival_section,
+    "prefix": part_serving.prefix_section,
+    "kv": part_generation.kv_section,
+    "lookup": part_generation.lookup_section,
+    "overhead": part_serving.overhead_section,
+    "soak": part_serving.soak_section,
 }
-LLAMA, LLAMA_AVX2 = "llama.cpp", "llama.cpp for AVX2"
+SERVING = ("load", "arrival", "prefix", "kv", "lookup", "overhead", "soak")  # docs/serving.md shows these
+LLAMA, LLAMA_AVX2, LLAMA_SERVER = "llama.cpp", "llama.cpp for AVX2", "llama-server"
 # The other programs that a part runs.
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "quality": (LLAMA, OPENVINO),
     SMALL: (LLAMA, OPENVINO),
     LARGE: (LLAMA, OPENVINO),
     "avx2": (LLAMA, LLAMA_AVX2),
+    "load": (LLAMA, LLAMA_SERVER),
+    "arrival": (LLAMA, LLAMA_SERVER),
 }
 HEADINGS = {
     "accuracy": "Right results",
@@ -47,4 +59,5 @@ HEADINGS = {
     "start": "Around it",
     "memory": "Around it",
     "quantize": "Around it",
+    **dict.fromkeys(SERVING, "Serving"),
 }

@@ -280,8 +280,9 @@ def test_render_refuses_a_page_without_its_place(page):
 def test_newest_result_goes_by_date_inside(tmp_path):
     with pytest.raises(report.ReportError, match="no result"):
         report.newest(tmp_path)
-    (tmp_path / "z.json").write_text(json.dumps({"date": "2025-01-01T00:00:00Z"}))
-    (tmp_path / "a.json").write_text(json.dumps({"date": "2025-02-01T00:00:00Z"}))
+    (tmp_path / "z.json").write_text(json.dumps({"date": "2025-01-01T00:00:00Z", "rows": []}))
+    (tmp_path / "a.json").write_text(json.dumps({"date": "2025-02-01T00:00:00Z", "rows": []}))
+    (tmp_path / "methods.json").write_text(json.dumps({"date": "2025-03-01T00:00:00Z"}))  # of another tool
     assert report.newest(tmp_path).name == "a.json"
 
 
