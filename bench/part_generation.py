@@ -60,7 +60,7 @@ def kv_section(bench: Bench) -> tuple[list[Row], Any]:
 
 
 def lookup_section(bench: Bench) -> tuple[list[Row], Any]:
-    """Decode of edits and summaries with prompt lookup over that without, in turns; the text must be equal."""
+    """Decode of edits and summaries with prompt lookup over that without, in turns; equal text."""
     model = bench.ours(SMALL)
     text = bench.text.read_text(encoding="utf-8")
     size = len(text) // (len(EDITS) + 1)

@@ -32,7 +32,7 @@ def verdict(passed: bool | None) -> str:
     return {True: "yes", False: "no", None: "-"}[passed]
 
 
-def printtable(result: Mapping[str, Any]) -> None:
+def print_table(result: Mapping[str, Any]) -> None:
     """Print targets, measurements and verdicts, then every speed."""
     from rich.console import Console
     from rich.table import Table
@@ -51,7 +51,7 @@ def printtable(result: Mapping[str, Any]) -> None:
         shown = f"[{colours[row['passed']]}]{verdict(row['passed'])}[/]"
         targets.add_row(row["measure"], row["target"], figure(row["value"], row["unit"]), shown, row["note"])
     console.print(targets)
-    for title, head, rows in (widthtable(result), kerneltable(result)):
+    for title, head, rows in (width_table(result), kernel_table(result)):
         if rows:
             shown = Table(*head, title=title)
             for cells in rows:
@@ -121,7 +121,7 @@ def peer_name(peer: Mapping[str, Any]) -> str:
     return f"{peer['name']} {versions['openvino-genai']}"
 
 
-def widthtable(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+def width_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """The 1.1B shape by width: bytes, speeds and fractions. Title, head and rows."""
     head = ["bits", "weights", "MB", "decode tokens/s", "of the bound", "prefill tokens/s", "of the bound"]
     rows = []
@@ -137,7 +137,7 @@ def widthtable(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str
     return "The 1.1B shape by width", head, rows
 
 
-def kerneltable(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+def kernel_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """Single products by format. Title, head and rows."""
     found = result["sections"].get("kernels")
     head = ["format", "bits per weight", "GB/s at 1 token", "of the bandwidth"]
@@ -172,7 +172,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         value = figure(row["value"], row["unit"])
         targets.append([row["measure"], row["target"], value, verdict(row["passed"]), row["note"]])
     parts = [caption(result), table(targets)]
-    for title, head, rows in (widthtable(result), kerneltable(result)):
+    for title, head, rows in (width_table(result), kernel_table(result)):
         if rows:
             parts += [f"{title}:", table([head, *rows])]
     rows = speed_rows(result)

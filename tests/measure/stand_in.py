@@ -42,6 +42,7 @@ class StandIn:
             script,
             refuses,
         )
+        self.gets = {"/v1/models": {"data": [{"id": "stand-in"}]}}
         self.bodies, self.headers, self.hung_up = [], [], 0
         self.running = self.most_running = 0
         self._ready = threading.Event()
@@ -66,9 +67,8 @@ class StandIn:
 
     async def _serve(self, reader, writer):
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        length = next(
-            int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("Content-Length")
-        )
+        lengths = [line.split(":")[1] for line in head.split("\r\n") if line.startswith("Content-Length")]
+        length = int(lengths[0]) if lengths else 0
         body = json.loads(await reader.readexactly(length) or b"{}")
         self.headers.append(head)
         self.running += 1
@@ -87,7 +87,8 @@ class StandIn:
 
     def _answer(self, head, body):
         if head.startswith("GET"):
-            return [(0, self._json(200, {"data": [{"id": "stand-in"}]}))]
+            path = head.split()[1]
+            return [(0, self._json(200 if path in self.gets else 404, self.gets.get(path, {})))]
         self.bodies.append(body)
         for name in self.refuses:
             if name in body:
