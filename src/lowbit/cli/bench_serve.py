@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lowbit.cli import options, output
 from lowbit.errors import RequestError
+
+READY_SECONDS, STOP_SECONDS = 300.0, 10.0  # of `lowbit serve`, for a model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +133,38 @@ def served(target: str) -> Iterator[str]:
     if target.startswith(("http://", "https://")):
         yield target
         return
-    raise RequestError(f"bench serve: {target!r} is no address; write http://127.0.0.1:8080")
+    from lowbit.cli.pull import locate
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "lowbit.cli", "serve", str(locate(target)), "--port", str(port)]
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            _wait_until_ready(server, port, log)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            try:
+                server.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _wait_until_ready(server: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+    from lowbit.measure.load_client import Endpoint, get
+
+    until = time.monotonic() + READY_SECONDS
+    while asyncio.run(get(Endpoint("127.0.0.1", port, base=""), "/ready")) is None:
+        ended = server.poll() is not None
+        if ended or time.monotonic() > until:
+            log.seek(0)
+            said = log.read().decode(errors="replace").strip().splitlines()
+            why = f"ended: {said[-1] if said else 'it said nothing'}" if ended else "is not ready in time"
+            raise RequestError(f"bench serve: `lowbit serve` {why}")
+        time.sleep(0.05)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:

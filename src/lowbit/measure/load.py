@@ -25,7 +25,7 @@ from lowbit.measure.load_client import Answer, Endpoint, ask, get
 from lowbit.measure.load_plan import Prompts, Request
 
 PERCENTILES = (50, 95, 99)
-TRIAL_WORDS = (16, 144)  # lengths of the two prompts that tell how many tokens a word is
+TRIAL_WORDS = (8, 40)  # lengths of the two prompts that tell how many tokens a word is
 # What servers call an answer that goes on past the end of the text, until its length is reached.
 FULL_LENGTH: tuple[dict[str, Any], ...] = ({"ignore_eos": True}, {"min_tokens": None}, {})
 
@@ -104,7 +104,9 @@ async def _prepare(
         where = f"{endpoint.host}:{endpoint.port}{endpoint.base}{target.route}"
         raise RequestError(f"bench serve: {where} answered a trial with: {answer.failure}")
     second = await ask(endpoint, target.route, target.request(long, 2))
-    if answer.prompt_tokens and second.prompt_tokens:
+    if second.failure and answer.prompt_tokens:  # too long for this model
+        prompts = Prompts(seed, answer.prompt_tokens / TRIAL_WORDS[0])
+    elif answer.prompt_tokens and second.prompt_tokens:
         per_word = (second.prompt_tokens - answer.prompt_tokens) / (TRIAL_WORDS[1] - TRIAL_WORDS[0])
         if per_word > 0:
             prompts = Prompts(seed, per_word, answer.prompt_tokens - per_word * TRIAL_WORDS[0])
