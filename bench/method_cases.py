@@ -42,11 +42,7 @@ OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "zqfp": {"4": ("e2m1-g32",)},
     "finequant": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",)},
     "absmax": {"8": ("int8-row",), "4": ("int4-g32",)},
-    "hqq": {
-        "4": ("int4-g32", "int4a-g32"),
-        "3": ("int3-g32", "int3a-g32"),
-        "2": ("int2-g32", "int2a-g32"),
-    },
+    "hqq": {"4": ("int4a-g32",), "3": ("int3a-g32",), "2": ("int2a-g32",)},
     "kmeans": {"4": ("int4-g32",), "3": ("int3-g32",), "2": ("int2-g32",)},
     "gptq+mixllm": {"4": ("int4-g96",), "3": ("int3-g96",), "2": ("int2-g96",)},
     "llmint8": {"8": ("int8-row",)},

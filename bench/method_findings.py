@@ -26,7 +26,6 @@ WHY = {
     "zqfp": "scales in ratios of powers of two are a restriction, for speed on other machines",
     "finequant": "smaller groups where they pay, against groups that are all small",
     "awq": "its factors can only trade one channel against another within a group",
-    "hqq": "it minimises a norm of the weights, not of the output, and its start here is already searched",
 }
 COUNTERPARTS = {
     "rtn": ("rtn",),

@@ -11,6 +11,7 @@ from lowbit.quantize.statistics import Statistics
 # What a method is tried with; the others as they are, with int4-g64.
 OWN = {
     "bcq": ("bcq", "bcq4-g64"),
+    "hqq": ("hqq", "int4a-g64"),
     "shiftadd": ("shiftadd", "bcq4-g64-e8m0"),
     "dbllm": ("dbllm:objective=weights", "dual-g16"),
     "ptqtp": ("ptqtp", "trit3-g64"),

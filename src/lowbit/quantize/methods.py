@@ -89,7 +89,7 @@ def _hqq(
     statistics: Statistics | None,
     *,
     p: float = 0.7,
-    beta: float = 10.0,
+    beta: float = 1.0,
     kappa: float = 1.01,
     iterations: int = 20,
     start: str = "mse",
@@ -151,7 +151,7 @@ def _lorc(
 METHODS: dict[str, Method] = {
     "rtn": Method(_rtn, False, "round to nearest, scales searched", "-"),
     "imatrix": Method(_imatrix, True, "round to nearest, scales searched for the inputs seen", "-"),
-    "hqq": Method(_hqq, False, "zero-points or scales of least error in the norm p < 1", "HQQ, 2023"),
+    "hqq": Method(_hqq, False, "zero-points of least error in the norm p < 1, in fp16", "HQQ, 2023"),
     "kmeans": Method(
         _kmeans, True, "a codebook for each matrix; compensate=yes, refit=N: as gptq", "arXiv:2306.07629"
     ),
