@@ -19,7 +19,7 @@ PLAIN = {"4": "int4-g32", "3": "int3-g32", "2": "int2-g32", "1.6": "ternary"}
 FORMATS = {
     "8": ("int8-row", "int8-g32", "e4m3fn-row", "mxfp8_e4m3"),
     "4": ("int4a-g32", "int4-g16-m4", "nf4-g32", "e2m1-g32", "mxfp4", "nvfp4", "bitmod4-g32", "shift4-g32"),
-    "3": ("int3a-g32", "int3-g16-m4", "bitmod3-g32", "shift3-g32", "bcq3-g96"),
+    "3": ("int3a-g32", "int3-g16-m4", "int3-g32-m4", "int3-row", "bitmod3-g32", "shift3-g32", "bcq3-g96"),
     "2": ("int2a-g32", "int2-g16-m4", "bcq2-g96"),
     "1.6": ("int1-g32",),
 }
@@ -61,23 +61,27 @@ PAIRS = (
     "gptq+mixllm",
     "llmfp4+llmfp4",
 )
-# Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits.
-BUDGETS = {"4": ("4.5",), "3": ("3.5", "3.0"), "2": ("2.7",)}
+# Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits. Scales of m4 take
+# less, so the last goes to the bits of int3-g32-m4 with these to choose from.
+M4 = ("--choices", "int2-g16-m4,int3-g32-m4,int3-g16-m4,int4-g32-m4,int4-g16-m4")
+BUDGETS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "4": (("--bits", "4.5"),),
+    "3": (("--bits", "3.5"), ("--bits", "3.0"), ("--bits", "3.18", *M4)),
+    "2": (("--bits", "2.7"),),
+}
 MIXED = ("rtn", "gptq", "descent")
-# SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits.
-LIGHT = ("--embedding", "int6-g32")
+UNIFORM = (("gptq", "int3-row"), ("descent", "int3-row"), ("gptq", "int3-g32-m4"), ("descent", "int3-g32-m4"))
+# SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits, which leaves
+# less for the layers: budgets in bytes of everything are just below those of Q4_K_M, Q3_K_M and Q2_K.
+LIGHT = ("--embedding", "int6-g32", "--choices", "int4-g16-m4,int4-g32,int5-g32,int6-g32,int8-g32")
 SMALL: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
-    ("4", "rtn", "int4-g64", ()),
-    ("4", "gptq", "int4-g64", ()),
+    ("4", "rtn", "int4-g32", ()),
     ("4", "gptq", "int4-g32", ()),
-    ("4", "rtn", "int5-g32", ()),
-    ("4", "rtn", "int4a-g32", LIGHT),
-    ("4", "gptq", "int4a-g32", LIGHT),
-    ("3", "rtn", "int3-g64", ()),
-    ("3", "gptq", "int3-g64", ()),
-    ("2", "rtn", "int2-g64", ()),
-    ("2", "gptq", "int2-g64", ()),
-    ("1.6", "rtn", "ternary-g64", ()),
+    ("4", "gptq", "auto", ("--bytes", "100MB", *LIGHT)),
+    ("3", "rtn", "int3-g32", ()),
+    ("3", "gptq", "int3-g32", ()),
+    ("3", "gptq", "auto", ("--bytes", "88MB", *LIGHT)),
+    ("2", "gptq", "auto", ("--bytes", "83MB", *LIGHT)),
 )
 
 
@@ -109,10 +113,13 @@ def stories_cases() -> list[Case]:
         for format in FORMATS[width]:
             case = Case(width, "rtn", format)
             found.setdefault(case.key, case)
-        for bits in BUDGETS.get(width, ()):
+        for budget in BUDGETS.get(width, ()):
             for method in MIXED:
-                case = Case(width, method, "auto", ("--bits", bits))
+                case = Case(width, method, "auto", budget)
                 found.setdefault(case.key, case)
+        for method, format in UNIFORM if width == "3" else ():
+            case = Case(width, method, format)
+            found.setdefault(case.key, case)
     return list(found.values())
 
 

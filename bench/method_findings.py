@@ -41,7 +41,12 @@ def findings(found: Mapping[str, Any], text: str) -> list[str]:
     """Lines of Markdown."""
     rows = [row for row in found["rows"] if text in row and _kl(row, text) is not None]
     ours = [row for row in rows if "peer" not in row]
-    return [*_winners(ours, text), *_losers(ours, text), *_beside(ours, rows, text)]
+    return [
+        *_winners(ours, text),
+        *_losers(ours, text),
+        *_beside(ours, [row for row in rows if "peer" in row and "size_bytes" not in row], text),
+        *_by_bytes(ours, [row for row in rows if "peer" in row and "size_bytes" in row], text),
+    ]
 
 
 def _winners(ours: list[Row], text: str) -> list[str]:
@@ -60,61 +65,111 @@ def _winners(ours: list[Row], text: str) -> list[str]:
             )
             line += f"which loses {share:.0%} of what that loses"
         lines.append(line + ".")
-    uniform = [
-        r for r in ours if r["bits_per_weight"] <= 3.2 and r["method"] == "rtn" and "auto" not in r["format"]
-    ]
-    mixed = [r for r in ours if r["format"] == "auto --bits 3.0"]
-    if uniform and mixed:
-        best = min(uniform, key=lambda row: _kl(row, text))
-        chosen = min(mixed, key=lambda row: _kl(row, text))
-        lines.append(
-            f"- **Mixed at 3.0 bits**: {_named(chosen, text)}; the best uniform format of at most 3.2 bits, "
-            f"rounded to nearest, {_named(best, text)}."
-        )
+    return [*lines, *_mixed(ours, text)]
+
+
+def _mixed(ours: list[Row], text: str) -> list[str]:
+    """Each budget of bits: the best choice, and what is best in one format of no more bits."""
+    budgets = {
+        row["format"]: row["format"].split()[2] for row in ours if row["format"].startswith("auto --bits")
+    }
+    lines = []
+    for format, bits in budgets.items():
+        chosen = min((row for row in ours if row["format"] == format), key=lambda row: _kl(row, text))
+        uniform = [
+            row
+            for row in ours
+            if "auto" not in row["format"] and row["bits_per_weight"] <= float(bits) + 0.01
+        ]
+        line = f"- **Mixed, {bits} bits**: {_named(chosen, text)}"
+        if uniform:
+            best = min(uniform, key=lambda row: _kl(row, text))
+            verdict = "less" if _kl(chosen, text) < _kl(best, text) else "more"
+            line += (
+                f", which loses {verdict} than the best in one format of no more bits, {_named(best, text)}"
+            )
+            same = [row for row in uniform if row["method"] == chosen["method"]]
+            if same and best not in same:
+                alike = min(same, key=lambda row: _kl(row, text))
+                line += f"; in one format by the same method {_named(alike, text)}"
+        lines.append(line + ".")
     return lines
 
 
 def _losers(ours: list[Row], text: str) -> list[str]:
-    """Methods that are surely no better than rounding to nearest in the same format."""
-    rounded = {row["format"]: row for row in ours if row["method"] == "rtn"}
+    """Methods that are surely no better than rounding to nearest in the same format, or where nothing was
+    rounded to that, in the best format of no more bits."""
+    rounded = [row for row in ours if row["method"] == "rtn"]
     lines = []
     for row in ours:
-        base = rounded.get(row["format"])
-        if row["method"] == "rtn" or base is None:
+        same = [base for base in rounded if base["format"] == row["format"]]
+        small = [
+            base
+            for base in rounded
+            if base["bits_per_weight"] <= row["bits_per_weight"] + 0.005 and "auto" not in base["format"]
+        ]
+        if row["method"] == "rtn" or not (same or small):
             continue
+        base = min(same or small, key=lambda r: _kl(r, text))
         error = sum((r[text]["kl_standard_error"] or 0) ** 2 for r in (row, base)) ** 0.5
         if _kl(row, text) > _kl(base, text) + SURE * error:
             why = WHY.get(row["method"].partition(":")[0])
+            place = "" if same else f" (`{base['format']}`)"
             lines.append(
-                f"- `{row['key']}` {_kl(row, text):.4f}, rounded to nearest {_kl(base, text):.4f}"
+                f"- `{row['key']}` {_kl(row, text):.4f}, rounded to nearest{place} {_kl(base, text):.4f}"
                 + (f": {why}." if why else ".")
             )
-    return ["", "No better than rounding to nearest in the same format:", "", *lines] if lines else []
+    return ["", "No better than rounding to nearest:", "", *lines] if lines else []
 
 
-def _beside(ours: list[Row], rows: list[Row], text: str) -> list[str]:
+def _beside(ours: list[Row], others: list[Row], text: str) -> list[str]:
     """Each row of another program beside our same method, and our best, at no more bits."""
     lines = []
-    for row in rows:
-        if "peer" not in row:
-            continue
-        size = "model_bits_per_weight" if row["peer"] == "llama.cpp" else "bits_per_weight"
-        small = [r for r in ours if r[size] <= row[size] + 0.005]
+    for row in others:
+        small = [r for r in ours if r["bits_per_weight"] <= row["bits_per_weight"] + 0.005]
         if not small:
             continue
         line = f"- {row['peer']} `{row['method']}` {row['format']}: {_figures(row, text)} "
-        line += f"at {row[size]:.2f} bits"
+        line += f"at {row['bits_per_weight']:.2f} bits"
         names = COUNTERPARTS.get(row["method"].partition("-")[0], ())
         same = [r for r in small if r["method"].partition(":")[0] in names and r["width"] == row["width"]]
         for title, candidates in (("the same method here", same), ("the best here at no more bits", small)):
             if candidates:
                 best = min(candidates, key=lambda r: _kl(r, text))
-                verdict = "less" if _kl(best, text) < _kl(row, text) else "more"
                 line += (
-                    f"; {title} loses {verdict}: `{best['key']}` {_figures(best, text)} at {best[size]:.2f}"
+                    f"; {title} loses {_verdict(best, row, text)}: `{best['key']}` {_figures(best, text)} at "
+                    f"{best['bits_per_weight']:.2f}"
                 )
         lines.append(line + ".")
     return ["", "Beside other programs (divergence, perplexity):", "", *lines] if lines else []
+
+
+def _verdict(best: Row, row: Row, text: str) -> str:
+    """Less or more, or as much within the error of the difference."""
+    errors = [r[text]["kl_standard_error"] or 0 for r in (best, row)]
+    if abs(_kl(best, text) - _kl(row, text)) <= sum(e**2 for e in errors) ** 0.5:
+        return "as much within the error"
+    return "less" if _kl(best, text) < _kl(row, text) else "more"
+
+
+def _by_bytes(ours: list[Row], others: list[Row], text: str) -> list[str]:
+    """Each file of another program beside ours of the lowest perplexity in no more bytes."""
+    lines = []
+    for row in others:
+        small = [r for r in ours if r["size_bytes"] <= row["size_bytes"]]
+        line = f"- {row['peer']} `{row['method']}` {row['format']}: {_file(row, text)}"
+        if small:
+            best = min(small, key=lambda r: r[text]["perplexity"])
+            verdict = "lower" if best[text]["perplexity"] < row[text]["perplexity"] else "not lower"
+            line += f"; here {verdict} with `{best['key']}`: {_file(best, text)}"
+        lines.append(line + ".")
+    return ["", "Beside files of other programs, in no more bytes:", "", *lines] if lines else []
+
+
+def _file(row: Row, text: str) -> str:
+    told = row[text]
+    size = f"{row['size_bytes'] / 1e6:.1f} MB"
+    return f"perplexity {told['perplexity']:.3f}, divergence {_kl(row, text):.4f}, {size}"
 
 
 def _named(row: Row, text: str) -> str:

@@ -89,10 +89,10 @@ def smollm(options: argparse.Namespace, missing: dict[str, str]) -> Subject | No
     except LowbitError as error:
         missing[SMOLLM] = str(error)
         return None
-    tokens = 2048 if options.quick else 8192
+    tokens = 2048 if options.quick else 4096
     texts = {"WikiText-2": (method_texts.cut(scored, 0, 6 * tokens, options.cache), tokens, 512)}
     calibration = method_texts.cut(calibrating, 0, 400_000, options.cache)
-    return Subject(SMOLLM, source, texts, (calibration, 32, 512), "int8-g32")
+    return Subject(SMOLLM, source, texts, (calibration, 16, 512), "int8-g32")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
