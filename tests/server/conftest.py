@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import lowbit
+
 START_SECONDS = 90  # generous: the machine may be busy
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -23,6 +25,7 @@ _SPEC = importlib.util.spec_from_file_location(
 )
 tiny_checkpoint = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(tiny_checkpoint)
+tiny_checkpoint.CONTEXT = 4096  # room for tools and for streams that last
 tiny_model, base_model = tiny_checkpoint.tiny_model, tiny_checkpoint.base_model
 
 
@@ -69,7 +72,7 @@ class Server:
     """`lowbit serve` with these arguments. The process is `process`; `log` gathers its stderr."""
 
     def __init__(self, *arguments, command=(sys.executable, "-m", "lowbit.cli", "serve")):
-        root = Path(sys.modules["lowbit"].__file__).parents[1]
+        root = Path(lowbit.__file__).parents[1]
         self.log = []
         self._lines = queue.Queue()
         self.process = subprocess.Popen(
@@ -178,3 +181,14 @@ def start_server():
 def server(start_server, tiny_model):
     """One server for the module, with the small model."""
     return start_server(tiny_model, "--threads", 1, "--max-sequences", 8, "--max-body-mb", 1)
+
+
+@pytest.fixture(scope="module")
+def start_slow(start_server, tiny_model):
+    """Return start(**options of slow_server.py) -> Server."""
+    path = Path(__file__).with_name("slow_server.py")
+
+    def start(**options):
+        return start_server(tiny_model, json.dumps(options), command=(sys.executable, path))
+
+    return start

@@ -17,9 +17,12 @@ from lowbit.server.completions import CompletionRenderer
 from lowbit.server.errors import ApiError, invalid
 from lowbit.server.generation import Generation
 from lowbit.server.http import Receive, Scope, Send
-from lowbit.server.jobs import chat_job, completion_job
+from lowbit.server.jobs import chat_job, completion_job, responses_job
 from lowbit.server.limits import Keys, Limits, Slots
 from lowbit.server.models import ServedModel
+from lowbit.server.openapi import document
+from lowbit.server.responses import ResponsesRenderer
+from lowbit.server.responses_protocol import ResponsesRequest
 
 Handler = Callable[[Scope, Receive, Send, str], Awaitable[int]]
 
@@ -50,6 +53,7 @@ class App:
         self._open: dict[str, dict[str, Handler]] = {  # without a key
             "/": {"GET": self._page},
             "/page/{name}": {"GET": self._page},
+            "/openapi.json": {"GET": self._openapi},
             "/health": {"GET": self._health},
             "/ready": {"GET": self._ready},
         }
@@ -61,6 +65,7 @@ class App:
                 "POST": partial(generate, protocol.CompletionRequest, completion_job, CompletionRenderer)
             },
             "/v1/chat/completions": {"POST": partial(generate, protocol.ChatRequest, chat_job, ChatRenderer)},
+            "/v1/responses": {"POST": partial(generate, ResponsesRequest, responses_job, ResponsesRenderer)},
             "/tokenize": {"POST": self._tokenize},
             "/detokenize": {"POST": self._detokenize},
             "/stats": {"GET": self._stats},
@@ -216,7 +221,9 @@ class App:
         if isinstance(request.prompt, str):
             ids = await model.encode(request.prompt, request.add_special_tokens)
         else:
-            text = chat.render_messages(model, request.messages, request.add_generation_prompt)
+            text = chat.render_messages(
+                model, request.messages, add_generation_prompt=request.add_generation_prompt
+            )
             ids = await model.encode(text, False, "messages")
         answer: dict[str, Any] = {"tokens": ids, "count": len(ids), "max_model_len": model.context}
         if request.return_token_strs:
@@ -244,6 +251,10 @@ class App:
         status, kind, headers, body = found
         await http.send_bytes(send, status, body, kind, headers)
         return status
+
+    async def _openapi(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> int:
+        await http.send_json(send, document(self._version))
+        return 200
 
     async def _health(self, scope: Scope, receive: Receive, send: Send, tenant: str) -> int:
         await http.send_json(send, {"status": "ok"})

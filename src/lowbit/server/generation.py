@@ -41,6 +41,7 @@ class Job:
     logprobs: likeliest tokens to report per token, or None. echo: the prompt is part of the text.
     silent: a token is computed but none returned (max_tokens=0). constraint: see wire.Add.
     continuing: the text goes on from the prompt's. parser: makes the TextParser of each answer.
+    echoed: fields of the request that /v1/responses repeats.
     """
 
     prompts: list[list[int]]
@@ -59,6 +60,7 @@ class Job:
     continuing: bool = False
     skip_special: bool = True
     parser: Any = None
+    echoed: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

@@ -12,14 +12,18 @@ import msgspec
 from lowbit.engine.constraint import Grammar
 from lowbit.engine.parameters import SamplingParameters, random_seed
 from lowbit.errors import LowbitError, RequestError
-from lowbit.server import protocol
+from lowbit.server import protocol, responses_protocol
 from lowbit.server.chat import render_messages
 from lowbit.server.errors import invalid
 from lowbit.server.generation import Job
 from lowbit.server.models import ServedModel
+from lowbit.server.responses_protocol import NamedFunction
+from lowbit.server.tool_calls import Tools, choose, special_opener
 
 COMPLETION_TOKENS = 16  # OpenAI's default of /v1/completions
 MAX_SEED = 2**64
+
+Maker = Callable[[], Grammar]
 
 
 async def completion_job(request: protocol.CompletionRequest, model: ServedModel) -> Job:
@@ -52,14 +56,66 @@ async def chat_job(request: protocol.ChatRequest, model: ServedModel) -> Job:
         )
     if request.top_logprobs is not None and not request.logprobs:
         raise invalid("top_logprobs: needs logprobs=true; set it", "top_logprobs")
-    text = render_messages(model, request.messages, **(request.chat_template_kwargs or {}))
-    ids = await model.encode(text, False, "messages")
-    model.check_prompt(ids, "messages")
+    named = request.tool_choice.function.name if isinstance(request.tool_choice, protocol.NamedTool) else None
+    choice = request.tool_choice if isinstance(request.tool_choice, str) else None
+    offered = [tool.function for tool in request.tools or ()]
+    tools = choose(offered, choice, named, request.parallel_tool_calls)
+    ids = await _chat_ids(model, request.messages, tools, request.chat_template_kwargs)
     limits = [n for n in (request.max_completion_tokens, request.max_tokens) if n is not None]
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     job = _job(request, model, [ids], min(limits) if limits else None, logprobs)
-    job.constraint = await constraint(request, request.response_format)
+    job.constraint = await constraint(request, _format(request.response_format))
+    await _use(tools, job, model)
     return job
+
+
+async def responses_job(request: responses_protocol.ResponsesRequest, model: ServedModel) -> Job:
+    """The job of POST /v1/responses."""
+    responses_protocol.check(request)
+    named = request.tool_choice.name if isinstance(request.tool_choice, NamedFunction) else None
+    choice = request.tool_choice if isinstance(request.tool_choice, str) else None
+    offered = [tool.function for tool in responses_protocol.tools(request)]
+    tools = choose(offered, choice, named, request.parallel_tool_calls)
+    ids = await _chat_ids(model, responses_protocol.messages(request), tools)
+    logprobs = request.top_logprobs
+    if logprobs is None and "message.output_text.logprobs" in (request.include or ()):
+        logprobs = 0
+    job = _job(request, model, [ids], request.max_output_tokens, logprobs)
+    wanted = responses_protocol.schema_format(request.text.format if request.text else None)
+    job.constraint = await constraint(request, _format(wanted))
+    await _use(tools, job, model)
+    job.echoed = responses_protocol.echoed(request)
+    return job
+
+
+async def _chat_ids(
+    model: ServedModel,
+    messages: list[protocol.Message],
+    tools: Tools | None,
+    variables: dict[str, Any] | None = None,
+) -> list[int]:
+    text = render_messages(model, messages, tools, variables=variables)
+    ids = await model.encode(text, False, "messages")
+    model.check_prompt(ids, "messages")
+    return ids
+
+
+async def _use(tools: Tools | None, job: Job, model: ServedModel) -> None:
+    """Let the answers of `job` call `tools`."""
+    if tools is None:
+        return
+    template = model.tokenizer.chat_template or ""
+    schema = tools.schema()
+    if schema is not None:
+        if job.constraint is not None:
+            raise invalid(
+                "tool_choice: forces a call, and the answer has another form; leave one out", "tool_choice"
+            )
+        job.constraint = await compiled(partial(Grammar.json_schema, schema), "tools")
+    elif job.constraint is not None:
+        return  # the form leaves no room for calls
+    job.skip_special = schema is not None or not special_opener(model.tokenizer, template)
+    job.parser = partial(tools.parser, template)
 
 
 async def prompts(prompt: Any, model: ServedModel) -> list[list[int]]:
@@ -94,22 +150,13 @@ async def prompts(prompt: Any, model: ServedModel) -> list[list[int]]:
 
 
 def _job(
-    request: protocol.Penalties,
+    request: protocol.Sampling,
     model: ServedModel,
     ids: list[list[int]],
     max_tokens: int | None,
     logprobs: int | None,
 ) -> Job:
-    """What completions and chat have in common."""
-    n = request.n or 1
-    if n * len(ids) > protocol.MAX_CONTINUATIONS:
-        raise invalid(
-            f"n={n} times {len(ids)} prompts: at most {protocol.MAX_CONTINUATIONS} in one request; "
-            "ask for fewer",
-            "n",
-        )
-    seed = random_seed() if request.seed is None else request.seed % MAX_SEED
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    """What all requests have in common."""
     parameters: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": 1.0 if request.temperature is None else request.temperature,
@@ -117,38 +164,45 @@ def _job(
         "top_k": request.top_k or 0,
         "min_p": request.min_p or 0.0,
         "repetition_penalty": request.repetition_penalty or 1.0,
-        "presence_penalty": request.presence_penalty or 0.0,
-        "frequency_penalty": request.frequency_penalty or 0.0,
         "logprobs": logprobs,
         "ignore_eos": bool(request.ignore_eos),
+        "min_tokens": request.min_tokens or 0,
     }
-    if request.logit_bias:
-        parameters["logit_bias"] = _bias(request.logit_bias, model)
-    if request.min_tokens:
-        parameters["min_tokens"] = request.min_tokens
-    check_parameters({**parameters, "stop": stop})
-    options = request.stream_options
-    if options is not None and not request.stream:
-        raise invalid("stream_options: needs stream=true; set it, or leave them out", "stream_options")
-    return Job(
+    job = Job(
         prompts=ids,
         parameters=parameters,
-        seed=seed,
-        n=n,
-        stop=stop,
+        seed=random_seed() if request.seed is None else request.seed % MAX_SEED,
         stream=bool(request.stream),
-        include_usage=bool(options and options.include_usage),
         logprobs=logprobs,
         priority=request.priority or 0,
         progress=bool(request.return_progress),
     )
-
-
-def check_parameters(parameters: dict[str, Any]) -> None:
+    if isinstance(request, protocol.Penalties):
+        _more(request, job, model)
     try:
-        SamplingParameters(**parameters)
+        SamplingParameters(**parameters, stop=job.stop)
     except RequestError as error:
         raise invalid(str(error)) from error
+    return job
+
+
+def _more(request: protocol.Penalties, job: Job, model: ServedModel) -> None:
+    """The fields that responses do not have."""
+    job.n = request.n or 1
+    if job.n * len(job.prompts) > protocol.MAX_CONTINUATIONS:
+        raise invalid(
+            f"n={job.n} times {len(job.prompts)} prompts: at most {protocol.MAX_CONTINUATIONS} in one "
+            "request; ask for fewer",
+            "n",
+        )
+    job.stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    job.parameters["presence_penalty"] = request.presence_penalty or 0.0
+    job.parameters["frequency_penalty"] = request.frequency_penalty or 0.0
+    job.parameters["logit_bias"] = _bias(request.logit_bias or {}, model)
+    options = request.stream_options
+    if options is not None and not request.stream:
+        raise invalid("stream_options: needs stream=true; set it, or leave them out", "stream_options")
+    job.include_usage = bool(options and options.include_usage)
 
 
 def _bias(given: dict[str, float], model: ServedModel) -> dict[int, float]:
@@ -163,13 +217,13 @@ def _bias(given: dict[str, float], model: ServedModel) -> dict[int, float]:
     return bias
 
 
-async def constraint(request: protocol.Sampling, wanted: Any) -> tuple[str, str] | None:
-    """The form of the answer, of regex, grammar, choices or the response_format `wanted`."""
-    makers: dict[str, Callable[[], Grammar] | None] = {
+async def constraint(request: protocol.Sampling, wanted: Maker | None) -> tuple[str, str] | None:
+    """The form of the answer, of regex, grammar or choices, or the one that OpenAI's field asks for."""
+    makers: dict[str, Maker | None] = {
         "regex": partial(Grammar.regex, request.regex) if request.regex else None,
         "grammar": partial(Grammar.lark, request.grammar) if request.grammar else None,
         "choices": partial(Grammar.choice, request.choices) if request.choices else None,
-        "response_format": _format(wanted),
+        "response_format": wanted,
     }
     named = [(field, make) for field, make in makers.items() if make is not None]
     if not named:
@@ -180,7 +234,7 @@ async def constraint(request: protocol.Sampling, wanted: Any) -> tuple[str, str]
     return await compiled(make, field)
 
 
-async def compiled(make: Callable[[], Grammar], field: str) -> tuple[str, str]:
+async def compiled(make: Maker, field: str) -> tuple[str, str]:
     """The constraint that `make` gives. Raises ApiError 400 if the library does not take it."""
 
     def check() -> Grammar:
@@ -196,7 +250,7 @@ async def compiled(make: Callable[[], Grammar], field: str) -> tuple[str, str]:
     return grammar.kind, grammar.text
 
 
-def _format(wanted: Any) -> Callable[[], Grammar] | None:
+def _format(wanted: Any) -> Maker | None:
     if isinstance(wanted, protocol.ObjectFormat):
         return Grammar.json_object
     if isinstance(wanted, protocol.SchemaFormat):

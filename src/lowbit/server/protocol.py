@@ -30,6 +30,16 @@ Stops = Annotated[list[Text], Meta(max_length=16)]
 Strings = Annotated[list[Text], Meta(min_length=1)]
 
 
+_ID = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+_ITEMS: tuple[dict[str, Any], ...] = ({"type": "string"}, _ID, {"type": "array", "items": _ID, "minItems": 1})
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        *({"type": "array", "items": items, "minItems": 1, "maxItems": 1 << 20} for items in _ITEMS),
+    ]
+}
+
+
 class StreamOptions(Struct, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None  # of OpenAI's servers; nothing is padded here
@@ -43,6 +53,7 @@ class Sampling(Struct, forbid_unknown_fields=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     stream: bool | None = None
     user: str | None = None
+    seed: Seed | None = None
 
     top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -63,7 +74,6 @@ class Penalties(Sampling, kw_only=True):
     presence_penalty: Penalty | None = None
     logit_bias: dict[Annotated[str, Meta(pattern="^[0-9]{1,10}$")], Bias] | None = None
     n: Several | None = None
-    seed: Seed | None = None
     stop: Text | Stops | None = None
     stream_options: StreamOptions | None = None
 
@@ -71,7 +81,7 @@ class Penalties(Sampling, kw_only=True):
 class CompletionRequest(Penalties, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[Any]  # strings, ids or lists of ids: see jobs.prompts
+    prompt: Annotated[str | list[Any], Meta(extra_json_schema=_PROMPT)]  # see jobs.prompts
     max_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -103,12 +113,14 @@ class NamedTool(Struct, forbid_unknown_fields=True):
 class Called(Struct, forbid_unknown_fields=True):
     name: str
     arguments: str
+    parsed_arguments: Any = None  # as the openai package sends its parsed answers back
 
 
 class ToolCall(Struct, forbid_unknown_fields=True):
     id: str
     function: Called
     type: Literal["function"] = "function"
+    index: int | None = None
 
 
 class TextPart(Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
@@ -145,6 +157,7 @@ class Message(Struct, forbid_unknown_fields=True, omit_defaults=True):
     refusal: str | None = None
     reasoning_content: str | None = None
     annotations: list[Any] | None = None
+    parsed: Any = None
     audio: None = None
     function_call: None = None
 

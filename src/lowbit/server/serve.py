@@ -24,6 +24,7 @@ from lowbit.server.stats import Counters
 from lowbit.server.supervisor import WORKER, Engine
 
 KEEP_ALIVE_SECONDS = 75
+SEND_BUFFER_BYTES = 128 << 10
 CLOSING_SECONDS = 3  # for what the drain has left
 
 
@@ -92,6 +93,8 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Of every connection: a client that does not read is noticed, and holds no more than this in the kernel.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind((host, port))
     except OSError as error:

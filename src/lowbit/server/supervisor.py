@@ -157,7 +157,7 @@ class Engine(asyncio.Protocol):
                         del sinks[delta.id]
                     sink.push(delta)
         elif isinstance(report, wire.Loaded):
-            self.facts = report.facts
+            self.facts, self.stats = report.facts, report.stats
             self.state = "ready"
             self._resolve(None)
         elif isinstance(report, wire.Failed):

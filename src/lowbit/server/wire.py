@@ -51,9 +51,10 @@ class Cancel(_Frame):
 
 
 class Loaded(_Frame):
-    """The engine can take requests. facts: fixed numbers of the model and its memory."""
+    """The engine can take requests. facts: fixed numbers of the model and its memory; stats: counters."""
 
     facts: dict[str, Any]
+    stats: dict[str, Any]
 
 
 class Failed(_Frame):

@@ -229,7 +229,7 @@ def main(descriptor: int, load: Any = load) -> int:
         except (LowbitError, OSError, MemoryError) as error:
             channel.send(wire.Failed(str(error) or type(error).__name__))
             return 2
-        channel.send(wire.Loaded(facts(core, model, speed)))
+        channel.send(wire.Loaded(facts(core, model, speed), core.stats()))
         Worker(core, channel, model).run()
     except Closed:
         return 0
