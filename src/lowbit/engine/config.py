@@ -24,7 +24,7 @@ class EngineConfig:
     prefix_cache: share the keys and values of common beginnings.
     speculation: None, "ngram" (prompt lookup) or an object with propose() and feedback().
     max_queued_tokens: prompt tokens that may wait; more are refused with BusyError.
-    preempt_every: give up a running sequence every so many steps (for tests; 0: never).
+    preempt_every: take a stream's keys and values away every so many steps (for tests; 0: never).
     """
 
     kv_blocks: int | None = None

@@ -133,11 +133,6 @@ class EngineCore:
     def step(self) -> list[Output]:
         """Compute one step and return what it added, one Output per request that got tokens or ended."""
         outputs, self._ended = self._ended, []
-        if self.config.preempt_every and self._scheduler.running:
-            self._steps += 1
-            if self._steps % self.config.preempt_every == 0:
-                running = self._scheduler.running
-                self._scheduler.preempt(running[self._steps // self.config.preempt_every % len(running)])
         before = self._clock()
         plan = self._scheduler.schedule()
         if plan is None:
@@ -156,6 +151,8 @@ class EngineCore:
                 generated += len(output.ids)
                 outputs.append(output)
         self._statistics.step(plan, generated, now - before, now)
+        if self.config.preempt_every:
+            self._preempt_one(plan)
         return outputs
 
     def stats(self) -> dict[str, Any]:
@@ -183,6 +180,13 @@ class EngineCore:
         }
 
     # ---- Inside
+
+    def _preempt_one(self, plan: StepPlan) -> None:
+        """For tests: now and then one that has just gained a token loses its keys and values."""
+        self._steps += 1
+        gained = [job for job, samples in zip(plan.jobs, plan.samples) if samples and job.running]
+        if gained and self._steps % self.config.preempt_every == 0:
+            self._scheduler.preempt(gained[self._steps // self.config.preempt_every % len(gained)])
 
     def _state(self, parameters: SamplingParameters, prompt: list[int], request: Request) -> _State:
         eos = frozenset() if parameters.ignore_eos else self.model.eos_ids
