@@ -44,7 +44,12 @@ def test_the_list(lowbit):
     methods = {method["name"]: method for method in lowbit("methods", "--json").json()["methods"]}
     assert methods["gptq"]["calibrated"] and not methods["rtn"]["calibrated"]
     assert methods["gptq"]["options"]["damping"] == 0.01
-    assert "arXiv:2210.17323" in lowbit("methods").out
+    shown = lowbit("methods")
+    assert "arXiv:2210.17323" in shown.out
+    every = lowbit("methods", "--json").json()
+    assert {"flexq", "fmpq"} <= {entry["name"] for entry in every["activations"]}
+    assert {"kivi", "xquant"} <= {entry["name"] for entry in every["caches"]}
+    assert "arXiv:2410.12168" in shown.out and "arXiv:2402.02750" in shown.out
 
 
 def test_formats_are_chosen_under_a_budget(lowbit, tiny_model, tmp_path):
@@ -58,6 +63,23 @@ def test_formats_are_chosen_under_a_budget(lowbit, tiny_model, tmp_path):
     size = lowbit("quantize", tiny_model, "auto", "--bytes", "90kB", *choices, "-o", tmp_path / "b")
     assert size.code == 0 and "chosen: " in size.out
     assert (tmp_path / "b" / "model.safetensors").stat().st_size < 130_000
+    shapes = {"x".join(map(str, layer["shape"])) for layer in result["layers"] if "layers." in layer["name"]}
+    kernels = [
+        {
+            "format": format,
+            "out_features": int(shape.split("x")[0]),
+            "in_features": int(shape.split("x")[1]),
+            "batch": 1,
+            "seconds": seconds,
+        }
+        for format, seconds in (("int2-g32", 3e-6), ("int4-g32", 1e-6), ("int8-g32", 2e-6))
+        for shape in shapes
+    ]
+    (tmp_path / "t.json").write_text(json.dumps({"kernels": kernels}))
+    fast = ["--seconds", "1e-4", "--timings", tmp_path / "t.json"]
+    arguments = ["quantize", tiny_model, "auto", "--bits", "9", *choices, *fast, "--no-verify", "--json"]
+    told = lowbit(*arguments, "-o", tmp_path / "c").json()["auto"]
+    assert 0 < told["seconds"] <= 1e-4
     assert lowbit("run", tmp_path / "a", "-p", "hello", "-n", "3").code == 0
 
 
@@ -68,6 +90,9 @@ def test_formats_are_chosen_under_a_budget(lowbit, tiny_model, tmp_path):
         (["auto", "--bits", "1"], "the smallest choices take 2.5243"),
         (["auto", "--bits", "4", "--bytes", "60MB"], "give one of them"),
         (["int4-g32", "--bits", "4"], "belongs to the format auto"),
+        (["int4-g32", "--seconds", "1"], "belongs to the format auto"),
+        (["auto", "--bits", "4", "--seconds", "1"], "belong together"),
+        (["auto", "--bits", "4", "--seconds", "1", "--timings", "nowhere.json"], "no such file"),
         (["auto", "--bits", "4", "--layer", "*=int4-g32"], "no layers"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import parse_format
-from lowbit.formats.auto import Auto, parse_bytes
+from lowbit.formats.auto import Auto, parse_bytes, timings_of
 
 
 def test_names_become_formats_and_repetitions_one():
@@ -52,6 +52,8 @@ def test_bytes(text, count):
         ({"bits": 3, "together": "model"}, "use one of matrix"),
         ({"bits": 3, "samples": 0}, "at least 1"),
         ({"bits": 3, "seconds": 0}, "above 0"),
+        ({"bits": 3, "seconds": 1}, "belong together"),
+        ({"bits": 3, "timings": {}}, "belong together"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
@@ -62,3 +64,22 @@ def test_what_makes_no_sense_is_refused(arguments, message):
 def test_activations_are_those_of_a_scheme():
     with pytest.raises(UnsupportedError, match="activations"):
         Auto(bits=3, activations="int5")
+
+
+def test_timings_are_the_fastest_products_with_one_token():
+    def entry(seconds, batch=1, format="int4-g32"):
+        return {
+            "format": format,
+            "out_features": 64,
+            "in_features": 32,
+            "batch": batch,
+            "seconds": seconds,
+            "threads": 2,
+        }
+
+    kernels = [entry(3e-6), entry(2e-6), entry(1e-6, 512), entry(5e-6, format="nf4-g64")]
+    found = timings_of({"kernels": kernels, "cpu": "x"})
+    assert found == {("int4-g32", 64, 32): 2e-6, ("nf4-g64", 64, 32): 5e-6}
+    for bad in ({}, {"kernels": [{"batch": 1}]}, {"kernels": 7}, {"kernels": [entry(1e-6, 512)]}):
+        with pytest.raises(FormatError, match=r"bench kernels|--batch 1"):
+            timings_of(bad)

@@ -1,4 +1,4 @@
-"""`lowbit methods`: the ways of choosing codes and of preparing weights, with their options and sources."""
+"""`lowbit methods`: the ways of choosing codes, preparing weights, and rounding activations and caches."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.compress.folds import FOLDS
     from lowbit.compress.refinements import REFINEMENTS
     from lowbit.compress.views import VIEWS
+    from lowbit.quantize.activations import ACTIVATIONS
+    from lowbit.quantize.kv import KV_METHODS
     from lowbit.quantize.methods import METHODS
 
     def described(name: str, entry: Any, calibrated: bool) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "folds": [described(name, fold, True) for name, fold in FOLDS.items()],
         "views": [described(name, view, False) for name, view in VIEWS.items()],
         "refinements": [described(name, entry, True) for name, entry in REFINEMENTS.items()],
+        "activations": [described(name, entry, entry.calibrated) for name, entry in ACTIVATIONS.items()],
+        "caches": [described(name, entry, False) for name, entry in KV_METHODS.items()],
     }
 
 
@@ -44,6 +48,8 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
         ("folds", "move factors between activations and weights first; the function stays the same"),
         ("views", "change the whole model before anything else; the function stays the same"),
         ("refinements", "give a few rows more bits afterwards"),
+        ("activations", "round inputs of matrices (emulated: lowbit.compress.emulated, docs/methods.md)"),
+        ("caches", "round keys and values (emulated, too)"),
     ):
         rows = [
             (

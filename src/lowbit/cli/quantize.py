@@ -48,6 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     auto.add_argument(
         "--sensitivity", metavar="NAME", help="how damage is measured: fisher, kl, hawq, output"
     )
+    auto.add_argument("--seconds", type=float, metavar="S", help="most that a token's products may take")
+    auto.add_argument(
+        "--timings", metavar="FILE", help="for --seconds: what `lowbit bench kernels --json` printed here"
+    )
     text = parser.add_argument_group("calibration, for methods that watch the activations")
     text.add_argument("--calibration", metavar="FILE", help="a UTF-8 text (default: a shipped one)")
     text.add_argument(
@@ -76,7 +80,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         report.check_target(args.report)
     source, target = locate(args.model), Path(args.output)
     if args.format != "auto":
-        for name in ("bits", "bytes", "choices", "sensitivity"):
+        for name in ("bits", "bytes", "choices", "sensitivity", "seconds", "timings"):
             if getattr(args, name) is not None:
                 raise options.UsageError(
                     f"quantize: --{name} belongs to the format auto, not to {args.format}"
@@ -166,10 +170,13 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _auto(args: argparse.Namespace) -> Any:
-    from lowbit.formats.auto import Auto
+    from lowbit.formats.auto import Auto, timings_of
+    from lowbit.model.json_file import read_json
 
-    given = {name: getattr(args, name) for name in ("bits", "bytes", "choices", "sensitivity")}
+    given = {name: getattr(args, name) for name in ("bits", "bytes", "choices", "sensitivity", "seconds")}
     found = {name: value for name, value in given.items() if value is not None}
+    if args.timings is not None:
+        found["timings"] = timings_of(read_json(Path(args.timings)))
     if args.embedding is not None:
         found["embedding"], args.embedding = args.embedding, None
     return Auto(**found)

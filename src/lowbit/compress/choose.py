@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
 
 Progress = Callable[[float, float, str], None]
-# (format name, out_features, in_features) -> measured seconds of its product with one token
-Timings = Mapping[tuple[str, int, int], float]
 
 
 def resolve_auto(
@@ -31,7 +29,6 @@ def resolve_auto(
     tokens: np.ndarray,
     method: Choice | str = "rtn",
     progress: Progress | None = None,
-    timings: Timings | None = None,
 ) -> tuple[Scheme, dict[str, Any]]:
     """The Scheme of least damage within the budget, and how it was found.
 
@@ -39,7 +36,6 @@ def resolve_auto(
     tokens: int64 [windows, positions], the calibration; damage is measured on its first `auto.samples`
     method: how matrices will be rounded. "kl" measures with it; estimates round to nearest, which ranks alike
     progress: called as progress(done, total, what)
-    timings: seconds of every product, measured; required where `auto.seconds` limits them
 
     Returns (scheme, {"bits_per_weight" of the layers' matrices, "bytes" of all tensors, "seconds" of the
     products of one token (0 without a limit), "optimal", "sensitivity": its name, "predicted_kl": sum of the
@@ -56,7 +52,7 @@ def resolve_auto(
     sizes, fits = _sizes(items, checkpoint)
     rest = _other_bytes(checkpoint, items, auto)
     budget = _budget(auto, checkpoint, items, sizes, fits, rest)
-    seconds = _seconds(auto, checkpoint, items, sizes, fits, timings)
+    seconds = _seconds(auto, checkpoint, items, sizes, fits)
     few = tokens[: auto.samples]
     plain = parse_method("rtn")
 
@@ -184,26 +180,24 @@ def _weights(checkpoint: Checkpoint, items: list[Item]) -> int:
 
 
 def _seconds(
-    auto: Auto,
-    checkpoint: Checkpoint,
-    items: list[Item],
-    sizes: np.ndarray,
-    fits: np.ndarray,
-    timings: Timings | None,
+    auto: Auto, checkpoint: Checkpoint, items: list[Item], sizes: np.ndarray, fits: np.ndarray
 ) -> np.ndarray | None:
     """float64 [items, formats] from the table, or None if they are not limited."""
-    if auto.seconds is None:
+    if auto.timings is None:
         return None
-    if timings is None:
-        raise RequestError("auto: seconds are limited and no timings given; measure them on this machine")
     seconds = np.zeros(sizes.shape)
     for row, item in enumerate(items):
         for column, format in enumerate(item.formats):
             for tensor in item.tensors if fits[row, column] else ():
-                key = (format.name, *checkpoint.shape(tensor))
-                if key not in timings:
-                    raise RequestError(f"auto: timings have no entry {key}; measure that product")
-                seconds[row, column] += timings[key]  # type: ignore[index]
+                out_features, in_features = checkpoint.shape(tensor)
+                name, key = format.name, (format.name, out_features, in_features)
+                if key not in auto.timings:
+                    shape = f"{out_features}x{in_features}"
+                    raise RequestError(
+                        f"auto: timings have no product of {name} {shape}; measure it: "
+                        f"lowbit bench kernels --formats {name} --shapes {shape} --batch 1"
+                    )
+                seconds[row, column] += auto.timings[key]
     return seconds
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lowbit.errors import FormatError
 from lowbit.formats.format import Format
@@ -36,7 +37,9 @@ class Auto:
     together: "matrix": each its own format; "group": those that read the same input (q, k, v) share one;
         "layer": all of a layer do
     samples: windows of the calibration text on which damage is measured
-    seconds: most that all products of one token may take; needs a measured table, see `resolve_auto`
+    seconds: most that all products of one token may take
+    timings: (format name, out_features, in_features) -> measured seconds of its product with one token, where
+        seconds are limited; `timings_of` makes it from what `lowbit bench kernels --json` prints
     activations, kv_bits: those of the Scheme
     """
 
@@ -48,6 +51,7 @@ class Auto:
     together: str = "matrix"
     samples: int = 8
     seconds: float | None = None
+    timings: Mapping[tuple[str, int, int], float] | None = None
     activations: str = "int8"
     kv_bits: int | None = None
 
@@ -89,6 +93,8 @@ class Auto:
             raise FormatError(f"Auto: samples={self.samples}; give at least 1 (usual: 8)")
         if self.seconds is not None and not (math.isfinite(self.seconds) and self.seconds > 0):
             raise FormatError(f"Auto: seconds={self.seconds}; give a number above 0")
+        if (self.seconds is None) != (self.timings is None):
+            raise FormatError("Auto: a limit of seconds and timings belong together; give both or none")
         self.scheme(self.formats[0], {})  # checks activations and kv_bits
 
     @property
@@ -108,6 +114,26 @@ class Auto:
     def scheme(self, weights: Format, layers: dict[str, Format]) -> Scheme:
         """The Scheme with these formats."""
         return Scheme(weights, self.embedding_formats[0], self.activations, self.kv_bits, layers)
+
+
+def timings_of(measured: Mapping[str, Any]) -> dict[tuple[str, int, int], float]:
+    """Seconds of products with one token, the fastest of several, from the object of `lowbit bench kernels`.
+
+    Raises FormatError if it holds none.
+    """
+    found: dict[tuple[str, int, int], float] = {}
+    try:
+        for entry in measured["kernels"]:
+            if entry["batch"] == 1:
+                key = (str(entry["format"]), int(entry["out_features"]), int(entry["in_features"]))
+                found[key] = min(float(entry["seconds"]), found.get(key, math.inf))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"Auto: timings are not what lowbit bench kernels --json prints ({error!r}); make them with that"
+        ) from error
+    if not found:
+        raise FormatError("Auto: timings hold no product with one token; measure with --batch 1")
+    return found
 
 
 def parse_bytes(value: int | str) -> int:
