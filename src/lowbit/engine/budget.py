@@ -16,7 +16,9 @@ STRETCH = 2.0
 ALONE_SECONDS = 0.25
 KNOTS = 13  # 1, 2, 4 .. 4096 tokens
 SHARE = 0.2  # of a new measurement
-OUTLIER = 3.0  # times the expectation; what is beyond (a machine that paused) counts as this
+OUTLIER = 1.5  # times the expectation; what is beyond (a machine that paused) counts as this
+GROWTH = 1.6  # of the time by twice the tokens, where nothing is measured: the weights are read once
+DRIFT = 0.005  # per step, of knots that are not measured towards GROWTH: a bad measurement is forgotten
 
 
 class StepTimes:
@@ -27,9 +29,8 @@ class StepTimes:
 
     def __init__(self, target_seconds: float | None = None) -> None:
         self.target_seconds = target_seconds
-        self._seen = [False] * KNOTS
-        # Before the first measurement: in units of nothing, but growing as steps do.
-        self._curve = [1e-3 * (1 + 0.1 * (1 << i)) for i in range(KNOTS)]
+        self._measured = [0] * KNOTS  # how often
+        self._curve = [1e-3 * GROWTH**i for i in range(KNOTS)]  # its height is set by the first measurement
 
     def seconds(self, tokens: int) -> float:
         """Expected seconds of a step of `tokens` tokens; positive."""
@@ -67,30 +68,31 @@ class StepTimes:
         if tokens >= 1 << KNOTS:
             return
         i = min(tokens.bit_length() - 1, KNOTS - 2)
-        right = tokens / (1 << i) - 1
-        left = 1 - right
         expected = self.seconds(tokens)
-        known = (left == 0 or self._seen[i]) and (right == 0 or self._seen[i + 1])
-        if known:
-            move = SHARE * (min(seconds, OUTLIER * expected) - expected)
-        else:
-            move = seconds - expected
-        move /= left * left + right * right
-        if left:
-            self._seen[i] = True
-            self._curve[i] += move * left
-        if right:
-            self._seen[i + 1] = True
-            self._curve[i + 1] += move * right
-        self._fill()
+        if not any(self._measured):
+            self._curve = [knot * seconds / expected for knot in self._curve]
+            expected = seconds
+        right = tokens / (1 << i) - 1
+        parts = {k: part for k, part in ((i, 1 - right), (i + 1, right)) if part}
+        share = max(SHARE, 1 / (1 + min(self._measured[k] for k in parts)))
+        move = share * (min(seconds, OUTLIER * expected) - expected)
+        move /= sum(part * part for part in parts.values())
+        for k, part in parts.items():
+            self._measured[k] += 1
+            self._curve[k] = max(self._curve[k] + move * part, 1e-9)
+        self._follow(min(parts), max(parts))
 
-    def _fill(self) -> None:
-        """Guess the knots that are not measured and let time not fall with tokens."""
-        curve, seen = self._curve, self._seen
-        first = seen.index(True)
-        curve[first] = max(curve[first], 1e-9)
+    def _follow(self, first: int, last: int) -> None:
+        """Let the other knots follow those just measured. Twice the tokens take as long, at least, and at
+        most twice as long."""
+        curve = self._curve
+        if last > first:
+            curve[last] = min(max(curve[last], curve[first]), 2 * curve[first])
         for i in range(first - 1, -1, -1):
-            curve[i] = 0.9 * curve[i + 1]
-        for i in range(first + 1, KNOTS):
-            # Twice the tokens take up to twice as long; the weights, read once, make it less.
-            curve[i] = max(curve[i], curve[i - 1]) if seen[i] else 1.7 * curve[i - 1]
+            drift = DRIFT if self._measured[i] else 1.0
+            value = curve[i] + drift * (curve[i + 1] / GROWTH - curve[i])
+            curve[i] = min(max(value, 0.5 * curve[i + 1]), curve[i + 1])
+        for i in range(last + 1, KNOTS):
+            drift = DRIFT if self._measured[i] else 1.0
+            value = curve[i] + drift * (curve[i - 1] * GROWTH - curve[i])
+            curve[i] = min(max(value, curve[i - 1]), 2 * curve[i - 1])

@@ -141,9 +141,10 @@ class EngineCore:
             outputs += self._ask_constraints(plan)
             if not plan.jobs:
                 return outputs
+        started = self._clock()  # guessing takes time of its own, which the speculator knows
         runs = self._run(plan, before)
         now = self._clock()
-        self._scheduler.observe(plan, now - before)
+        self._scheduler.observe(plan, now - started)
         generated = 0
         for i, job in enumerate(plan.jobs):
             output = self._commit(job, plan.counts[i], plan.samples[i], runs[i], now)
