@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 import threading
 import time
 
@@ -348,59 +347,6 @@ def test_a_batch_larger_than_the_engine_holds(model, monkeypatch):
             break
         gc.collect()
         assert used(settled(engine)) == 0
-
-
-@pytest.mark.parametrize("speculation", [None, "ngram", "draft"])
-def test_speculation_changes_no_token(model, speculation):
-    text = "the cat sat on the mat and the cat sat on the "
-    kinds = [
-        Say(max_tokens=60, ignore_eos=True),
-        Say(max_tokens=60, temperature=0.7, seed=9, repetition_penalty=1.2),
-    ]
-    if speculation == "draft":
-        make = lambda: lowbit.Engine(model, draft=model)  # noqa: E731
-    else:
-        make = lambda: lowbit.Engine(model, lowbit.EngineConfig(speculation=speculation))  # noqa: E731
-    with make() as engine:
-        for parameters in kinds:
-            got = engine.generate([text, "abc"], parameters)
-            assert [g.token_ids for g in got] == [
-                alone(model, p, parameters).token_ids for p in (text, "abc")
-            ]
-            assert all(g.accepted_tokens <= g.drafted_tokens for g in got)
-    with pytest.raises(RequestError, match="give one"):
-        lowbit.Engine(model, lowbit.EngineConfig(speculation="ngram"), draft=model)
-
-
-@pytest.mark.parametrize("speculation", [None, "ngram"])
-def test_answers_of_a_given_form(model, speculation):
-    pytest.importorskip("llguidance", reason="answers of a given form need llguidance")
-    grammar = lowbit.Grammar.regex('[{]"name": "(Ada|Alan)", "age": [1-9][0-9]?[}]')
-    kinds = [Say(max_tokens=80), Say(max_tokens=80, temperature=1.0, seed=7)]
-    with lowbit.Engine(model, lowbit.EngineConfig(speculation=speculation)) as engine:
-        got = [engine.generate(PROMPTS, kind, grammar=grammar) for kind in kinds]
-        for generation in [*got[0], *got[1]]:
-            person = json.loads(generation.text)
-            assert person["name"] in ("Ada", "Alan") and person["age"] <= 99
-            assert generation.finish_reason in ("stop", "eos")
-        if speculation:
-            assert engine.stats()["accepted_tokens"] > 0
-        _same(got)
-        with pytest.raises(RequestError, match="at /properties/a"):
-            engine.generate("x", grammar=lowbit.Grammar.json_schema({"properties": {"a": {"type": "strin"}}}))
-        # What the grammar allows anyway changes no token of the unrestricted answer.
-        free = lowbit.Grammar.lark("start: /(.|\\n)*/")
-        plain = Say(max_tokens=6)
-        assert engine.generate("abc", plain, grammar=free).text == alone(model, "abc", plain).text
-
-
-_seen: list = []
-
-
-def _same(got):
-    """With and without guesses the tokens are the same."""
-    _seen.append([[g.token_ids for g in each] for each in got])
-    assert all(other == _seen[0] for other in _seen)
 
 
 def test_idle_engine_waits(engine, monkeypatch):
