@@ -8,7 +8,7 @@ speculation what guesses cost. Only latency depends on it; tokens never do.
 
 from __future__ import annotations
 
-MINIMUM_CHUNK = 16  # prompt tokens: progress even where decodes alone take longer than the target
+MINIMUM_CHUNK = 4  # prompt tokens: progress even where decodes alone take longer than the target
 MAXIMUM_CHUNK = 512  # bounds the activations' memory and the time until a cancellation is noticed
 # Without a target, a step with prompt tokens may take this many times what its decodes take alone.
 STRETCH = 2.0
