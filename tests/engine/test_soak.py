@@ -31,7 +31,7 @@ def test_a_thousand_requests_leave_nothing_behind(tiny_model):
     sent, settled = 0, 0
     while sent < REQUESTS or not core.idle:
         while sent < REQUESTS and len(open_ids) < 20:
-            prompt = rng.choice(beginnings)[: rng.randrange(1, 101)] + [rng.randrange(256)]
+            prompt = [*rng.choice(beginnings)[: rng.randrange(1, 101)], rng.randrange(256)]
             parameters = SamplingParameters(max_tokens=rng.randrange(1, 24), temperature=0.8, seed=sent)
             echo = 1 if rng.random() < 0.1 else None
             request = Request(
