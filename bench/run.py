@@ -141,14 +141,13 @@ def render(chosen: str) -> int:
     say(f"README.md: table of {source.name}")
     for path in pictures.draw(result, ROOT / "docs", say):
         say(f"{path.relative_to(ROOT)}")
-    if (RESULTS / serving_page.RESULT).exists():
-        render_serving()
+    render_serving()
     return 0
 
 
 def render_serving() -> None:
     """Rewrite the tables of docs/serving.md from the serving parts as they were last measured."""
-    page, kept = ROOT / "docs" / serving_page.PAGE, json.loads((RESULTS / serving_page.RESULT).read_text())
+    page, kept = ROOT / "docs" / serving_page.PAGE, serving_page.read(RESULTS)
     page.write_text(
         serving_page.render(page.read_text(encoding="utf-8"), kept, ROOT / "tests"), encoding="utf-8"
     )

@@ -182,3 +182,9 @@ def test_every_fault_has_its_test(monkeypatch):
     monkeypatch.setattr(serving_page, "FAULT_TESTS", (("fire", "water", "test_house.py::test_fire"),))
     with pytest.raises(report.ReportError, match="of the fault 'fire' does not exist"):
         serving_page.faults(BENCH.parent / "tests")
+
+
+def test_the_page_is_up_to_date():
+    page = (BENCH.parent / "docs" / serving_page.PAGE).read_text(encoding="utf-8")
+    kept = serving_page.read(BENCH / "results")
+    assert serving_page.render(page, kept, BENCH.parent / "tests") == page, "run bench/run.py --render"
