@@ -214,6 +214,7 @@ def test_what_a_model_says_is_text(page, server):
 
 def test_two_models_answer_side_by_side(page, server):
     words = ["one "] * 20
+    server.pause = 0.003
     server.answer = lambda body: [*words, "four" if body["model"] == "four" else "three"]
     page.click("#compare")
     assert page.input_value("#model-b") == "three"
@@ -290,6 +291,8 @@ def test_a_broken_stream_keeps_its_text(page, server):
     ask(page, "Break")
     page.wait_for_selector("text=The connection ended before the answer did.")
     assert page.inner_text(".text") == "a b c"
+    page.wait_for_selector("#send:visible")
+    assert "by itself" not in page.inner_text(".error")
     assert len(server.bodies) == 1
     server.cut = None
     page.click("text=Try again")
@@ -324,18 +327,31 @@ def test_the_conversation_stays_until_it_is_cleared(page, server):
     assert (page.inner_text(".question"), page.inner_text(".text")) == ("Remember me", "Hello there.")
     assert page.input_value("#max_tokens") == "33"
     page.click("#clear")
+    assert "Remember" not in page.evaluate("JSON.stringify(localStorage)")
     assert page.query_selector(".turn") is None
     page.reload()
     page.wait_for_selector("#model-a option", state="attached")
     assert page.query_selector(".turn") is None
-    assert "Remember" not in page.evaluate("JSON.stringify(localStorage)")
+    # What was said when the page was left is kept too.
+    server.pause, server.answer = 0.02, lambda body: ["more "] * 2000
+    ask(page, "Leave")
+    page.wait_for_function("() => document.querySelector('.last .text')?.innerText.includes('more')")
+    page.reload()
+    page.wait_for_selector(".answer[data-status=stopped]")
+    assert page.inner_text(".text").startswith("more")
 
 
 def test_damaged_storage_does_not_stop_the_page(page, server):
-    for bad in ("{", "[]", '{"turns": [{}]}', '{"turns": 5, "models": {}}', '{"settings": null}'):
-        page.evaluate("bad => localStorage.setItem('lowbit', bad)", bad)
-        # The page saves as it goes; what it saves then must not be what was broken.
-        page.evaluate("addEventListener('pagehide', e => e.stopImmediatePropagation(), true)")
+    bad = [
+        *"{[5",
+        "null",
+        '{"turns": [{}]}',
+        '{"turns": 5, "models": {}}',
+        '{"settings": null, "models": null}',
+    ]
+    bad += ['{"turns": [{"question": "a", "answers": [null]}], "theme": {}}', '{"models": [5, null]}']
+    for text in bad:
+        page.add_init_script(f"localStorage.setItem('lowbit', {json.dumps(text)})")
         page.reload()
         page.wait_for_selector("#model-a option", state="attached")
         ask(page, "Still there?")

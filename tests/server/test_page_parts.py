@@ -253,6 +253,8 @@ def test_everybody_can_read_and_use_it(browser, server, scheme):
     page.wait_for_selector(".answer.b[data-status=done]")
     seen, low = page.evaluate(CONTRAST)
     assert seen > 40
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(background[4:].split(",")[0]) > 128) == (scheme == "light")
     assert low == []
     assert page.evaluate(NAMELESS) == []
     # From the question backwards and forwards, Tab reaches every control that is shown.

@@ -295,7 +295,13 @@ function connect() {
     fit();
     submit(question);
   });
-  addEventListener("pagehide", save);
+  // Before the browser breaks the streams off, which would look like an error of the server.
+  for (const leaving of ["beforeunload", "pagehide"]) {
+    addEventListener(leaving, () => {
+      running?.abort();
+      save();
+    });
+  }
   $("question").addEventListener("input", fit);
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {

@@ -9,17 +9,30 @@ export const DEFAULTS = { system: "", temperature: 0.7, top_p: 1, seed: null, ma
  *  status is waiting, running, done, stopped or failed. models: the first and second choice. */
 export const state = { turns: [], models: [], compare: false, theme: "", settings: { ...DEFAULTS } };
 
+const isAnswer = (answer) => typeof answer.text === "string" && typeof answer.model === "string" && answer.figures instanceof Object;
+const isTurn = (turn) => typeof turn.question === "string" && turn.answers.length > 0 && turn.answers.every(isAnswer);
+// What is kept may be of another version, or damaged.
+const VALID = {
+  turns: (turns) => turns.every(isTurn),
+  models: (models) => models.every((model) => typeof model === "string"),
+  compare: (compare) => typeof compare === "boolean",
+  theme: (theme) => ["", "light", "dark"].includes(theme),
+  settings: (settings) => settings instanceof Object,
+};
+
 export function load() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(STORE) ?? "{}");
-    for (const name of Object.keys(state)) if (typeof kept[name] === typeof state[name]) state[name] = kept[name];
-    state.settings = { ...DEFAULTS, ...state.settings };
-    for (const answer of state.turns.flatMap((turn) => turn.answers)) {
-      if (answer.status === "running" || answer.status === "waiting") answer.status = "stopped";
-      answer.retryIn = 0;
+  for (const name of Object.keys(state)) {
+    try {
+      const kept = JSON.parse(localStorage.getItem(STORE))[name];
+      if (VALID[name](kept)) state[name] = kept;
+    } catch {
+      // nothing kept, or nothing that could be used
     }
-  } catch {
-    state.turns = [];
+  }
+  state.settings = { ...DEFAULTS, ...state.settings };
+  for (const answer of state.turns.flatMap((turn) => turn.answers)) {
+    if (answer.status === "running" || answer.status === "waiting") answer.status = "stopped";
+    answer.retryIn = 0;
   }
 }
 
