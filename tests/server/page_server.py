@@ -36,7 +36,8 @@ class ScriptedServer:
     """answer(body) -> pieces of text. failures: (status, headers, message) given instead, first to last.
 
     bodies: what was asked. key: the API key it wants, if any. aborted: how many streams the client left.
-    cut: end the stream after this many pieces, without [DONE].
+    rates: tokens per second that it claims, by model. cut: end the stream after this many pieces, and
+    without [DONE].
     """
 
     def __init__(self):
@@ -51,6 +52,7 @@ class ScriptedServer:
         self.engines = {model["id"]: dict(ENGINE) for model in self.models}
         self.answer = lambda body: ["Hello ", "there."]
         self.pause = 0.0
+        self.rates = {"four": 100.0, "three": 150.0}
         self.failures, self.bodies, self.paths = [], [], []
         self.key = None
         self.aborted = 0
@@ -125,7 +127,10 @@ class ScriptedServer:
             "prompt_tokens_details": {"cached_tokens": 20},
             "completion_tokens_details": {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 1},
         }
-        await event(send, 'data: {"choices": [{"delta": {}, "index": 0, "finish_reason": "stop"}]}\n\n')
+        last = {"choices": [{"delta": {}, "index": 0, "finish_reason": "stop"}]}
+        if body["model"] in self.rates:
+            last["timings"] = {"tokens_per_second": self.rates[body["model"]]}
+        await event(send, f"data: {json.dumps(last)}\n\n")
         await event(send, f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n")
         left.cancel()
         await send({"type": "http.response.body", "body": b""})
