@@ -12,12 +12,13 @@ Here: prompt lookup (n-grams of the sequence itself). A smaller model that guess
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
 MAX_DRAFT = 24  # guesses per step; beyond, a step that fails is dear and one that succeeds gains little
+HOPELESS = 0.01  # no guess is made that less probably is reached and true
 MAX_CANDIDATES = 8  # earlier places compared; the newest first, as in LZ77
 MAX_MATCH = 24  # tokens compared backwards; longer matches are as sure as this
 
@@ -45,7 +46,15 @@ class StepGain:
         self.begin(1, lambda guesses: 1.0 + 0.1 * guesses)
 
     def begin(self, runs: int, seconds: Callable[[int], float]) -> None:
-        self._expected, self._guesses, self._seconds = float(max(runs, 1)), 0, seconds
+        self._expected, self._guesses, self._of = float(max(runs, 1)), 0, seconds
+        self._known: list[float] = []
+
+    def _seconds(self, guesses: int) -> float:
+        """Memoised: the sequences of a step ask for the same few."""
+        known = self._known
+        while len(known) <= guesses:
+            known.append(self._of(len(known)))
+        return known[guesses]
 
     def rate(self, chances: Sequence[float], draft_seconds: float = 0.0) -> float:
         """Tokens per second with these guesses added.
@@ -57,13 +66,17 @@ class StepGain:
         seconds = self._seconds(self._guesses + len(chances)) + len(chances) * draft_seconds
         return (self._expected + gain) / seconds
 
-    def best_length(self, chances: Sequence[float], draft_seconds: float = 0.0) -> int:
+    def best_length(self, chances: Iterable[float], draft_seconds: float = 0.0) -> int:
         """How many of the guesses give the highest rate; 0 if none pays."""
-        best, best_rate = 0, self._expected / self._seconds(self._guesses)
-        gain = 0.0
-        for k, reached in enumerate(accumulate(chances, operator.mul), 1):
-            gain += reached
-            rate = (self._expected + gain) / (self._seconds(self._guesses + k) + k * draft_seconds)
+        guesses, expected = self._guesses, self._expected
+        best, best_rate = 0, expected / self._seconds(guesses)
+        reached = 1.0
+        for k, chance in enumerate(chances, 1):
+            reached *= chance
+            if reached < HOPELESS:
+                break
+            expected += reached
+            rate = expected / (self._seconds(guesses + k) + k * draft_seconds)
             if rate > best_rate:
                 best, best_rate = k, rate
         return best
@@ -117,7 +130,7 @@ class OwnChances:
 
 # Class of a match by its length. A length of 0 or 1 is an old match that a differing token has just
 # interrupted: where a word was replaced, the copy goes on behind it.
-_CLASS = [0, 1, 2, 3, 4, 5, 5, 6, 6, 6, *[7] * 6, *[8] * (MAX_MATCH - 15)]
+_CLASS = [0, 1, 2, 3, 4, 5, 5, 6, 6, 6, *[7] * 6, *[8] * (MAX_MATCH + MAX_DRAFT - 15)]
 _EXPECTED = [0.3, 0.4, 0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9]
 
 
@@ -146,7 +159,7 @@ class NgramSpeculator:
     """
 
     def __init__(self, max_draft: int = MAX_DRAFT) -> None:
-        self._max_draft = max_draft
+        self._max_draft = min(max_draft, MAX_DRAFT)
         self._histories: dict[str, _History] = {}
         self._chances = Chances(_EXPECTED)
         self._gain = StepGain()
@@ -162,12 +175,14 @@ class NgramSpeculator:
         _find(history, tokens)
         if history.at < 0:
             return []
-        kinds = (
-            _CLASS[min(history.length + i, MAX_MATCH)] for i in range(max(0, min(limit, self._max_draft)))
-        )
-        chances = [history.chances.of(kind) for kind in kinds]
-        k = self._gain.best_length(chances)
-        self._gain.take(chances[:k])
+        # Every guess that comes true makes the match longer by one.
+        length = min(history.length, MAX_MATCH)
+        kinds = _CLASS[length : length + max(0, min(limit, self._max_draft))]
+        chance = history.chances.of
+        k = self._gain.best_length(map(chance, kinds))
+        if not k:
+            return []
+        self._gain.take([chance(kind) for kind in kinds[:k]])
         # A match that runs into the end goes on with its own guesses: a period repeats.
         period = len(tokens) - history.at
         return [tokens[history.at + i % period] for i in range(k)]
