@@ -77,11 +77,12 @@ LIGHT = ("--embedding", "int6-g32", "--choices", "int4-g16-m4,int4-g32,int5-g32,
 SMALL: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("4", "rtn", "int4-g32", ()),
     ("4", "gptq", "int4-g32", ()),
-    ("4", "gptq", "auto", ("--bytes", "100MB", *LIGHT)),
+    ("4", "rtn", "auto", ("--bytes", "100MB", *LIGHT)),
+    ("4", "rtn", "auto", ("--bytes", "88MB", *LIGHT)),
+    ("4", "rtn", "auto", ("--bytes", "83MB", *LIGHT)),
+    ("4", "gptq", "auto", ("--bytes", "83MB", *LIGHT)),
     ("3", "rtn", "int3-g32", ()),
     ("3", "gptq", "int3-g32", ()),
-    ("3", "gptq", "auto", ("--bytes", "88MB", *LIGHT)),
-    ("2", "gptq", "auto", ("--bytes", "83MB", *LIGHT)),
 )
 
 

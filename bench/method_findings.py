@@ -25,6 +25,8 @@ WHY = {
     "groups confine them anyway",
     "zqfp": "scales in ratios of powers of two are a restriction, for speed on other machines",
     "finequant": "smaller groups where they pay, against groups that are all small",
+    "ptqtp": "two trits have nine sums and take the bits of two planes, for which five trits to a byte only "
+    "make up where groups allow that",
     "awq": "its factors can only trade one channel against another within a group",
 }
 COUNTERPARTS = {

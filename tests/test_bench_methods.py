@@ -116,6 +116,29 @@ def test_findings_name_what_loses_to_rounding():
     assert "`x@int3-g32`" not in text  # within the error
 
 
+def test_findings_compare_at_equal_bits_and_bytes():
+    found = {
+        **RESULT["models"]["stories15M"],
+        "rows": [
+            row("rtn", "int3-row", "3", 3.0, 0.9, size_bytes=30),
+            row("gptq", "int3-row", "3", 3.0, 0.6, size_bytes=30),
+            row("gptq", "int3-g32", "3", 3.5, 0.4, size_bytes=35),
+            row("rtn", "auto --bits 3.0", "3", 2.99, 0.5, size_bytes=30),
+            row("ptqtp", "trit2-g96", "3", 4.0, 1.4, size_bytes=40),
+            row("awq", "int3-g32", "3", 3.5, 0.401, peer="p", key="p awq@int3-g32"),
+            row("imatrix", "Q3", "3", 3.5, 0.3, peer="llama.cpp", key="llama.cpp Q3", size_bytes=33),
+        ],
+    }
+    found["rows"][-1]["sampled"]["perplexity"] = 3.05
+    text = "\n".join(method_page.method_findings.findings(found, "sampled"))
+    # No more bits than the budget: int3-g32 does not count, though it is better.
+    assert "`rtn@auto --bits 3.0` with 0.5000 at 2.99 bits, which loses less than the best in one" in text
+    assert "no more bits, `gptq@int3-row` with 0.6000 at 3.00 bits; in one format by the same method" in text
+    assert "- `ptqtp@trit2-g96` 1.4000, rounded to nearest (`int3-row`) 0.9000: " in text
+    assert "the best here at no more bits loses as much within the error: `gptq@int3-g32`" in text
+    assert "llama.cpp `imatrix` Q3: perplexity 3.050, divergence 0.3000, 0.0 MB; here not lower" in text
+
+
 def test_docs_have_the_markers():
     page = (BENCH.parent / "docs" / "methods.md").read_text(encoding="utf-8")
     assert method_page.insert(page, "x").count("x")

@@ -270,11 +270,10 @@ def estimated(
         number = places.get((layer, name))
         if number is None:
             return
-        for f, format in enumerate(items[number].formats):
-            if np.isfinite(scores[number, f]):
-                matrix = quantize(weight.numpy(), format, None)
-                error = torch.from_numpy(matrix.dequantize()) - weight
-                scores[number, f] += ESTIMATES[kind](error, inputs, gradient)
+        usable = [f for f in range(len(items[number].formats)) if np.isfinite(scores[number, f])]
+        rounded = [quantize(weight.numpy(), items[number].formats[f], None).dequantize() for f in usable]
+        errors = [torch.from_numpy(values) - weight for values in rounded]
+        scores[number, usable] += ESTIMATES[kind](errors, inputs, gradient)
         done += 1
         if progress is not None:
             progress(done, total, f"layer {layer} {name}")
@@ -283,23 +282,34 @@ def estimated(
     return scores
 
 
-def _fisher(error: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor) -> float:
-    moved = (gradient * (inputs @ error.T)).sum(1)
-    return 0.5 * float(moved.square().sum(dtype=torch.float64)) / (inputs.shape[0] * inputs.shape[1])
+def _fisher(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
+    """The sum over t of g_to (E x_t)_o is that of (g^T x)_oi E_oi over i: one product for all formats."""
+    squares = [0.0] * len(errors)
+    for x, g in zip(inputs, gradient):
+        slope = g.T @ x
+        for f, error in enumerate(errors):
+            squares[f] += _square_sum(torch.linalg.vecdot(slope, error))
+    return [0.5 * total / (inputs.shape[0] * inputs.shape[1]) for total in squares]
 
 
-def _hawq(error: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor) -> float:
+def _hawq(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
     tokens = inputs.shape[0] * inputs.shape[1]
-    squares = [float(t.square().sum(dtype=torch.float64)) for t in (error, inputs, gradient)]
-    return 0.5 * squares[0] * (squares[1] / tokens) * (squares[2] / tokens) / error.numel()
+    trace = _square_sum(inputs) / tokens * (_square_sum(gradient) / tokens)
+    return [0.5 * _square_sum(error) * trace / error.numel() for error in errors]
 
 
-def _output(error: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor) -> float:
-    return float((inputs @ error.T).square().sum(dtype=torch.float64)) / (inputs.shape[0] * inputs.shape[1])
+def _output(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
+    tokens = inputs.shape[0] * inputs.shape[1]
+    return [_square_sum(inputs @ error.T) / tokens for error in errors]
 
 
-# (error [out, in], inputs [windows, positions, in], gradients of outputs [windows, positions, out]) -> damage
-ESTIMATES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], float]] = {
+def _square_sum(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))
+
+
+# (errors in each format [out, in], inputs [windows, positions, in], gradients of outputs [windows, positions,
+# out]) -> damage by each
+ESTIMATES: dict[str, Callable[[list[torch.Tensor], torch.Tensor, torch.Tensor], list[float]]] = {
     "fisher": _fisher,
     "hawq": _hawq,
     "output": _output,
