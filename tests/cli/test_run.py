@@ -1,5 +1,7 @@
 """`run`, `chat` and `eval` on a whole small model."""
 
+import json
+
 import pytest
 
 
@@ -47,6 +49,48 @@ def test_stop_and_logprobs(lowbit, tiny_model):
     first = result["logprobs"][0]
     assert first["token_id"] == result["token_ids"][0] and first["logprob"] < 0
     assert len(first["top"]) == 2 and first["top"][0][1] >= first["top"][1][1]
+
+
+def test_guesses_change_no_token(lowbit, tiny_model):
+    arguments = ("run", tiny_model, "--raw", "abcabcabcabc", "-n", "40", "--json")
+    plain, guessed = lowbit(*arguments).json(), lowbit(*arguments, "--speculate", "ngram").json()
+    assert guessed["token_ids"] == plain["token_ids"] and guessed["text"] == plain["text"]
+    assert guessed["accepted_tokens"] <= guessed["drafted_tokens"]
+    chat = (
+        "run",
+        tiny_model,
+        "--system",
+        "abc",
+        "hello",
+        "-n",
+        "20",
+        "--temperature",
+        "1",
+        "--seed",
+        "3",
+        "--json",
+    )
+    assert lowbit(*chat, "--speculate", "ngram").json()["text"] == lowbit(*chat).json()["text"]
+
+
+def test_json_of_a_schema(lowbit, tiny_model, tmp_path):
+    pytest.importorskip("llguidance", reason="answers of a given form need llguidance")
+    file = tmp_path / "schema.json"
+    arguments = ("run", tiny_model, "--raw", "hello", "-n", "60", "--json-schema", file)
+    file.write_text('{"enum": ["yes", "no", 3]}')
+    shown = lowbit(*arguments)
+    assert shown.code == 0 and json.loads(shown.out) in ("yes", "no", 3)
+    assert json.loads(lowbit(*arguments, "--json").json()["text"]) == json.loads(shown.out)
+    for text, words in [
+        ('{"type": "strin"}', "strin"),
+        ("{", "line 1 column"),
+        (b"\xff", "name a file of JSON"),
+    ]:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+        done = lowbit(*arguments)
+        assert done.code == 2 and words in done.err, done.err
+    done = lowbit(*arguments[:-1], tmp_path / "none")
+    assert done.code == 2 and "No such file" in done.err
 
 
 def test_stdin(lowbit, tiny_model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from lowbit.cli import options
@@ -19,6 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="give the prompt as it is, without chat template")
     parser.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     parser.add_argument("-q", "--quiet", action="store_true", help="no line of figures on stderr")
+    parser.add_argument(
+        "--json-schema", metavar="FILE", help="the answer is JSON of this schema (needs llguidance)"
+    )
+    parser.add_argument(
+        "--speculate",
+        choices=["ngram"],
+        help="guess what stood before, which is faster where an answer repeats its prompt; same tokens",
+    )
     options.add_runtime(parser, "tokens of prompt and answer (default: what the model was trained for)")
     options.add_sampling(parser, temperature=0.0, max_tokens=512)
 
@@ -36,15 +45,20 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         kv_bits=args.kv_bits,
     )
     raw = args.raw or not model.has_chat_template
+    asked: Any = prompt
     if raw:
         if args.system is not None:
             why = "--raw is given" if args.raw else "this model has no chat template"
             raise RequestError(f"run: --system needs a chat template and {why}; put the text into the prompt")
-        ids = model.encode(prompt)
     else:
         messages = [{"role": "system", "content": args.system}] if args.system is not None else []
-        ids = model.encode_chat([*messages, {"role": "user", "content": prompt}])
-    stream = model.stream_ids(ids, parameters, continuing=raw)
+        asked = [*messages, {"role": "user", "content": prompt}]
+    stream: Any
+    if args.speculate or args.json_schema:
+        stream = _engine_stream(model, asked, parameters, args)
+    else:
+        ids = model.encode(asked) if raw else model.encode_chat(asked)
+        stream = model.stream_ids(ids, parameters, continuing=raw)
     if not args.json:
         for piece in stream:
             sys.stdout.write(piece)
@@ -62,12 +76,32 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         "finish_reason": g.finish_reason,
         "seed": parameters.seed,
     }
+    if args.speculate:
+        result |= {"drafted_tokens": g.drafted_tokens, "accepted_tokens": g.accepted_tokens}
     if g.logprobs is not None:
         result["logprobs"] = [
             {"token_id": t.token_id, "logprob": t.logprob, "top": [list(pair) for pair in t.top]}
             for t in g.logprobs
         ]
     return result
+
+
+def _engine_stream(model: Any, asked: Any, parameters: Any, args: argparse.Namespace) -> Any:
+    """What only the engine can do. It ends with the answer that holds it."""
+    from lowbit.engine.config import EngineConfig
+    from lowbit.engine.constraint import Grammar
+    from lowbit.engine.engine import Engine
+
+    grammar = None
+    if args.json_schema is not None:
+        try:
+            grammar = Grammar.json_schema(Path(args.json_schema).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(
+                f"run: --json-schema {args.json_schema}: {error}; name a file of JSON"
+            ) from error
+    config = EngineConfig(max_sequences=1, speculation=args.speculate)
+    return Engine(model, config).stream(asked, parameters, grammar=grammar)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -82,6 +116,8 @@ def _figures(result: dict[str, Any], random: bool) -> str:
     if result["tokens_per_second"]:
         parts.append(f"{result['tokens_per_second']:.1f} tokens/s")
     parts.append(f"prompt {result['prompt_tokens']} tokens in {result['prompt_seconds']:.2f} s")
+    if result.get("drafted_tokens"):
+        parts.append(f"{result['accepted_tokens']} of {result['drafted_tokens']} guesses true")
     if random:
         parts.append(f"seed {result['seed']}")
     return f"[{', '.join(parts)}{ends.get(result['finish_reason'], '')}]"
