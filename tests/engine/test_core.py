@@ -95,6 +95,19 @@ def test_context_is_filled_exactly(model):
     assert (len(ids), last.finish_reason) == (3, "context")
 
 
+def test_prompt_scores_after_a_preemption(model):
+    prompt = model.encode("It was the best of times, it was the worst of times")
+    core = EngineCore(model, EngineConfig(chunk_tokens=20, max_sequences=1))
+    core.add(Request(prompt, SamplingParameters(max_tokens=3), request_id="a", echo_scores=0))
+    core.step()
+    core.step()
+    core.add(Request(prompt[:9], SamplingParameters(max_tokens=3), request_id="b", priority=1))
+    outputs = [o for o in iter_outputs(core) if o.request_id == "a"]
+    assert outputs[-1].timings.preemptions == 1
+    want = model.decoder.score(np.array(prompt, np.int32), model.model.cache())
+    assert np.array_equal(outputs[0].prompt_scores.logprobs, want)
+
+
 def test_requests_that_are_refused(model):
     core = EngineCore(model, EngineConfig(max_queued_tokens=10))
     with pytest.raises(RequestError, match="0 tokens"):

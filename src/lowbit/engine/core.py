@@ -300,6 +300,8 @@ class EngineCore:
 
     def _score(self, job: Job, run: Any, complete: bool) -> PromptScores | None:
         state = job.extra
+        if job.computed == 0:  # the first chunk, or again the first after a preemption
+            state.scores, state.score_tops = [], []
         state.scores.append(np.asarray(run.scores, dtype=np.float32))
         state.score_tops += run.score_tops or [[] for _ in run.scores]
         if not complete:

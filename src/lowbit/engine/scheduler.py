@@ -22,6 +22,8 @@ from lowbit.engine.prefix_cache import PrefixCache
 
 # Jobs passed over in one step because another one is computing their prefix.
 MAX_PASSED_OVER = 32
+# Guesses of one stream in a step: keys and values of few bits are still kept whole so far back.
+MAX_GUESSES = 64
 
 
 class Scheduler:
@@ -136,7 +138,7 @@ class Scheduler:
         if self._begin is not None:
             self._begin(len(streams))
         for job in streams:
-            room = job.limit - len(job.tokens) - 1
+            room = min(job.limit - len(job.tokens) - 1, MAX_GUESSES)
             job.drafts = propose(job, room) if room > 0 else []
 
     def _make_room(self, job: Job) -> None:
