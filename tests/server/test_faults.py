@@ -45,7 +45,7 @@ def slow(start_slow):
     return start_slow(
         step_seconds=0.005,
         engine={"max_sequences": 1, "chunk_tokens": 64, "prefix_cache": False},
-        limits={"write_seconds": 1.0, "ping_seconds": 1.0, "body_seconds": 1.0, "requests": 40},
+        limits={"write_seconds": 0.5, "ping_seconds": 0.5, "body_seconds": 0.5, "requests": 40},
         keys=["anna", "ben"],
     )
 
@@ -180,6 +180,17 @@ def test_silence_is_broken_by_pings(slow, key):
     slow.until(rest(slow, key), "rest")
 
 
+def test_progress_of_a_long_prompt(slow, key):
+    """return_progress: how much of the prompt is read, every 64 tokens."""
+    fields = {"prompt": "word " * 200, "max_tokens": 2, "return_progress": True}
+    events = list(slow.stream("/v1/completions", key, **fields))
+    told = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    read = [progress["processed"] for progress in told]
+    assert read == sorted(read) and read[0] in (0, 64) and len(read) > 10
+    assert {progress["total"] for progress in told} == {1000} and read[-1] < 1000
+    assert events[-1]["choices"][0]["finish_reason"]
+
+
 def test_kv_exhaustion(start_slow):
     """Four requests in memory for one and a half: they are preempted, and say what they say alone."""
     server = start_slow(step_seconds=0, engine={"kv_blocks": 3, "max_sequences": 4, "prefix_cache": False})
@@ -260,7 +271,7 @@ def test_sigterm_does_not_wait_for_ever(start_slow):
 
 
 def test_an_answer_that_takes_too_long(start_slow):
-    server = start_slow(limits={"request_seconds": 1.0})
+    server = start_slow(limits={"request_seconds": 0.5})
     answer = server.post("/v1/completions", {"prompt": "a", **LONG})
     assert answer.status == 504 and answer.error()["code"] == "timeout"
     *_, last = server.stream("/v1/completions", prompt="a", **LONG)

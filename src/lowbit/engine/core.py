@@ -123,6 +123,11 @@ class EngineCore:
         self._ended.append(self._finish(job, Output(request_id, [], [], []), reason))
         return True
 
+    def progress(self, request_id: str) -> int | None:
+        """Prompt tokens that are read; None once all are, or if there is no such request."""
+        job = self._jobs.get(request_id)
+        return None if job is None or job.computed >= job.prompt_tokens else job.computed
+
     @property
     def idle(self) -> bool:
         """Whether a step would do nothing."""

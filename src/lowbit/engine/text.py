@@ -29,6 +29,8 @@ class StopFilter:
         """Return the text that is certain after `piece`; sets `matched` at a stop string."""
         if self.matched is not None:
             return ""
+        if not self._stop:
+            return piece
         text = self._held + piece
         hits = [(text.find(s), i) for i, s in enumerate(self._stop) if s in text]
         if hits:

@@ -6,6 +6,7 @@ Everything that is wrong with a request is an ApiError in OpenAI's shape; an ans
 from __future__ import annotations
 
 import asyncio
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -26,7 +27,7 @@ from lowbit.server.responses_protocol import ResponsesRequest
 
 Handler = Callable[[Scope, Receive, Send, str], Awaitable[int]]
 
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.25
 
 
 class App:
@@ -171,10 +172,10 @@ class App:
         return found
 
     async def tick(self) -> None:
-        """Once a second: pings, time limits and clients that do not read."""
+        """Now and then: pings, time limits and clients that do not read."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            now = asyncio.get_running_loop().time()
+            now = time.monotonic()
             for model in self.models.values():
                 for generation in list(model.generations):
                     self._watch_over(generation, now)
@@ -188,7 +189,7 @@ class App:
                 generation.leave("slow_reader")
                 generation.abort_connection()
             return
-        if now - generation.started > limits.request_seconds:
+        if now - generation.arrived > limits.request_seconds:
             generation.fail(
                 ApiError(
                     504,

@@ -215,6 +215,7 @@ class Choice:
             self._generation.fail(ApiError(500, message, code="engine_error"))
             return
         job = self._generation.job
+        self._generation.finished()
         if job.silent:
             self.finish = "length"
             return
@@ -242,7 +243,7 @@ class Generation:
         self.job = job
         self.tenant = tenant
         self.counters = model.counters
-        self.arrived = time.monotonic()
+        self.arrived = self.spoken = time.monotonic()
         self.created = int(time.time())
         self.error: ApiError | None = None
         self.accepted = False
@@ -250,10 +251,11 @@ class Generation:
         self.ended = False
         self.left: str | None = None  # why nobody waits for the answer any more
         self.ping = False  # the stream has been silent for long
-        self.writing_since: float | None = None  # loop time at which the client stopped reading
-        self.started = self.spoken = asyncio.get_running_loop().time()
+        self.writing_since: float | None = None  # when the write began that is not done yet
         self.abort_connection: Callable[[], None] = lambda: None
         self.choices = [Choice(self, i, job.prompts[i // job.n]) for i in range(len(job.prompts) * job.n)]
+        self._unfinished = len(self.choices)
+        self.done = False  # every choice has its last token
         self._dirty: dict[Choice, None] = {}
         # First continuations whose prompt is still being read; the others of their prompt wait.
         self._alone = set(range(0, len(self.choices), job.n)) if job.n > 1 else set()
@@ -285,14 +287,15 @@ class Generation:
             self._cancel()
             self.wake.set()
 
-    @property
-    def done(self) -> bool:
-        return all(choice.finish is not None for choice in self.choices)
+    def finished(self) -> None:
+        """One more choice has its last token."""
+        self._unfinished -= 1
+        self.done = self._unfinished == 0
 
     @property
     def over(self) -> bool:
         """Nothing more will come."""
-        return self.error is not None or self.left is not None or self.done
+        return self.done or self.error is not None or self.left is not None
 
     def leave(self, reason: str) -> None:
         """Nobody waits for the answer any more: the engine forgets it at its next step."""

@@ -6,6 +6,7 @@ No middleware and no framework stands between the engine and the socket: each to
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -146,7 +147,7 @@ async def _stream(generation: Generation, renderer: Renderer, send: Send) -> int
             data = PING
         generation.ping = False
         if data or over:
-            generation.spoken = generation.writing_since = asyncio.get_running_loop().time()
+            generation.spoken = generation.writing_since = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": not over})
             generation.writing_since = None
             data = b""

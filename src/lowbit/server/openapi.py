@@ -63,7 +63,7 @@ def document(version: str) -> dict[str, Any]:
     for (path, (_, text)), schema in zip(REQUESTS.items(), schemas):
         content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
         if path in STREAMED:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = {"schema": {}}
         paths[path] = {
             "post": {
                 "summary": text,

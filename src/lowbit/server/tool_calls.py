@@ -23,6 +23,7 @@ from lowbit.server.errors import invalid
 
 TAGS, LIST, OBJECT = "tags", "list", "object"
 OPENERS = {TAGS: "<tool_call>", LIST: "[TOOL_CALLS]", OBJECT: "{"}
+BETWEEN = " ;\r\n\t"  # calls
 PYTHON_TAG = "<|python_tag|>"  # Llama 3 may write it before the object
 
 PREAMBLE = """\
@@ -175,7 +176,7 @@ class ToolParser:
             return ""
         if self._inside:
             return held if self.syntax == OBJECT else OPENERS[self.syntax] + held
-        return "" if self._found and not held.strip() else held
+        return "" if self._found and not held.strip(BETWEEN) else held
 
     def _read_text(self) -> str:
         """Take out the text before the next call, or what cannot be the beginning of one."""
@@ -194,7 +195,7 @@ class ToolParser:
 
     def _read_object_start(self) -> str:
         """An object is a call only where the answer begins, or behind another call."""
-        start = self._held.lstrip()
+        start = self._held.lstrip(BETWEEN if self._found else None)
         if start.startswith(PYTHON_TAG):
             start = start[len(PYTHON_TAG) :].lstrip()
         if not self._shown and start.startswith("{"):
@@ -222,7 +223,6 @@ class ToolParser:
                 return ""
             body, rest = held[:at], held[at:]
             whole = body if self.syntax == OBJECT else OPENERS[LIST] + body
-            rest = rest.lstrip(" ;\n")
         self._inside, self._held = False, rest
         calls = self._read(body)
         if not calls:

@@ -129,9 +129,10 @@ class Worker:
             return refused
         except LowbitError as error:
             return wire.Delta(command.id, finish="refused", error=str(error), status=400)
-        if command.progress:
-            self._reading.add(command.id)
-        return wire.Delta(command.id)
+        if not command.progress:
+            return wire.Delta(command.id)
+        self._reading.add(command.id)
+        return wire.Delta(command.id, progress=0)
 
     def _constraint(self, kind: str, text: str) -> Any:
         from lowbit.engine.constraint import Grammar, Grammars
@@ -159,9 +160,8 @@ class Worker:
 
     def _progress(self) -> None:
         """Add how far the prompts are read to the frame, for those who asked."""
-        progress = getattr(self._core, "progress", None)
         for name in list(self._reading):
-            read = progress(name) if progress is not None else None
+            read = self._core.progress(name)
             if read is None:
                 self._reading.discard(name)
             else:

@@ -1,0 +1,71 @@
+"""Frames, keys and slots, each alone."""
+
+import pytest
+
+pytest.importorskip("msgspec", reason="msgspec of lowbit[serve] is not installed")
+
+from lowbit.server import wire
+from lowbit.server.errors import ApiError
+from lowbit.server.limits import Keys, Limits, Slots
+
+FRAMES = [
+    wire.Configure("path", {"threads": 1}, {}),
+    wire.Add("7", [1, 2, 3], {"seed": 2**64 - 1, "logit_bias": {5: 1.5}}, "t", -3, ("regex", "a"), 0, True),
+    wire.Cancel("7"),
+    wire.Cancel("7", "stop"),
+]
+REPORTS = [
+    wire.Loaded({"context": 9}, {}),
+    wire.Failed("why", True),
+    wire.Step(),
+    wire.Step(
+        [wire.Delta("1", [5], [-0.5], [[(5, -0.5), (6, -1.0)]]), wire.Delta("2", finish="eos")], {"a": 1}
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "frames"), [(wire.Command, FRAMES), (wire.Report, REPORTS)])
+@pytest.mark.parametrize("size", [1, 3, 64, 1 << 20])
+def test_frames_arrive_whole_however_they_are_cut(kind, frames, size):
+    data = b"".join(map(wire.encode, frames))
+    reader, found = wire.FrameReader(kind), []
+    for at in range(0, len(data), size):
+        found += reader.feed(data[at : at + size])
+    assert found == frames
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xff\xff\xff", b"\x01\0\0\0\xc1", wire.encode(wire.Failed("no command"))]
+)
+def test_bytes_that_are_no_command(data):
+    with pytest.raises(ValueError):
+        wire.FrameReader(wire.Command).feed(data)
+
+
+def test_keys():
+    keys = Keys(["one", "two"])
+    assert len({keys.tenant(b"Bearer one"), keys.tenant(b"bearer  two")}) == 2
+    assert "one" not in keys.tenant(b"Bearer one")
+    for wrong in (None, b"", b"Bearer", b"Bearer three", b"Basic one", b"Bearer one two", b"one"):
+        with pytest.raises(ApiError) as caught:
+            keys.tenant(wrong)
+        assert caught.value.status == 401
+    assert Keys().tenant(None) == Keys().tenant(b"Bearer anything") == ""
+
+
+def test_slots():
+    slots = Slots(Limits(requests=4), tenants=2)
+    slots.take("a")
+    slots.take("a")
+    with pytest.raises(ApiError, match="2 requests"):
+        slots.take("a")
+    slots.take("b")
+    slots.take("c")
+    with pytest.raises(ApiError, match="4 requests"):
+        slots.take("d")
+    slots.give_back("a")
+    slots.take("d")
+    assert slots.held == 4
+    alone = Slots(Limits(requests=4), tenants=1)
+    for _ in range(4):
+        alone.take("")
