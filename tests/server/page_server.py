@@ -35,9 +35,9 @@ def description(name, bits=4.5, size=76_000_000, chat=True):
 class ScriptedServer:
     """answer(body) -> pieces of text. failures: (status, headers, message) given instead, first to last.
 
-    bodies: what was asked. key: the API key it wants, if any. aborted: how many streams the client left.
-    rates: tokens per second that it claims, by model. cut: end the stream after this many pieces, and
-    without [DONE].
+    bodies: what was asked. key: the API key it wants, if any. away: it answers 502. cut: end the stream after
+    this many pieces, without [DONE]. aborted: how many streams the client left. rates: tokens per second that
+    it claims, by model.
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ class ScriptedServer:
         self.pause = 0.0
         self.rates = {"four": 100.0, "three": 150.0}
         self.failures, self.bodies, self.paths = [], [], []
-        self.key = None
+        self.key, self.away = None, False
         self.aborted = 0
         self.cut = None
 
@@ -83,6 +83,8 @@ class ScriptedServer:
             status, kind, more, body = page_files.respond(name, headers.get("if-none-match"))
             fields = {"content-type": kind.decode()} | {key.decode(): value.decode() for key, value in more}
             await reply(send, status, fields, body)
+        elif self.away:
+            await reply(send, 502, {}, b"no such host")
         elif self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             await reply(send, *failure(401, "give a key that this server knows"))
         elif path == "/v1/models":
@@ -137,7 +139,8 @@ class ScriptedServer:
 
 
 def failure(status, message, headers=()):
-    return status, dict(headers), json.dumps({"error": {"message": message}}).encode()
+    body = b"busy" if message is None else json.dumps({"error": {"message": message}}).encode()
+    return status, dict(headers), body
 
 
 async def start(send, status, headers):
@@ -188,3 +191,54 @@ def until(page, condition, seconds=20):
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         page.wait_for_timeout(10)
+
+
+@pytest.fixture(scope="module")
+def scripted():
+    pytest.importorskip("uvicorn", reason="the page is served by uvicorn")
+    server = ScriptedServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
+    with sync_api.sync_playwright() as playwright:
+        yield chromium(playwright)
+
+
+@pytest.fixture
+def server(scripted):
+    scripted.reset()
+    return scripted
+
+
+@pytest.fixture
+def page(browser, server):
+    """The page, opened. Ends with no error in the console, and nothing asked of any other host."""
+    context = browser.new_context()
+    page, complaints = watched(context, server.url)
+    page.goto(server.url)
+    page.wait_for_selector("#model-a option", state="attached")
+    yield page
+    context.close()
+    assert complaints == []
+
+
+# The gauges are read now, instead of once a second.
+POLL = "async () => (await import('/page/gauges.js')).pollNow()"
+
+
+def ask(page, question):
+    page.fill("#question", question)
+    page.keyboard.press("Enter")
+
+
+def answered(page, n=1):
+    """The texts of the last turn's answers, once all are there."""
+    page.wait_for_function(
+        "n => document.querySelectorAll('.last .answer[data-status=done]').length === n", arg=n
+    )
+    return [node.inner_text() for node in page.query_selector_all(".last .text")]

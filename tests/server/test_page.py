@@ -5,63 +5,16 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
-pytest.importorskip("uvicorn", reason="the page is served by uvicorn")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
-
 spec = importlib.util.spec_from_file_location("page_server", Path(__file__).with_name("page_server.py"))
 page_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page_server)
-
-
-@pytest.fixture(scope="module")
-def scripted():
-    server = page_server.ScriptedServer()
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        yield page_server.chromium(playwright)
-
-
-@pytest.fixture
-def server(scripted):
-    scripted.reset()
-    return scripted
-
-
-@pytest.fixture
-def page(browser, server):
-    """The page, opened. Ends with no error in the console, and nothing asked of any other host."""
-    context = browser.new_context()
-    page, complaints = page_server.watched(context, server.url)
-    page.goto(server.url)
-    page.wait_for_selector("#model-a option", state="attached")
-    yield page
-    context.close()
-    assert complaints == []
-
-
-POLL = "async () => (await import('/page/gauges.js')).pollNow()"  # instead of once a second
-
-
-def ask(page, question):
-    page.fill("#question", question)
-    page.keyboard.press("Enter")
-
-
-def answered(page, n=1):
-    """The texts of the last turn's answers, once all are there."""
-    page.wait_for_function(
-        "n => document.querySelectorAll('.last .answer[data-status=done]').length === n",
-        arg=n,
-    )
-    return [node.inner_text() for node in page.query_selector_all(".last .text")]
+scripted, browser, server, page = (
+    page_server.scripted,
+    page_server.browser,
+    page_server.server,
+    page_server.page,
+)
+POLL, ask, answered = page_server.POLL, page_server.ask, page_server.answered
 
 
 def test_a_question_is_answered(page, server):
@@ -254,109 +207,6 @@ def test_models_take_turns_unless_told(page, server):
     page.wait_for_function("() => document.querySelectorAll('.last [data-status=running]').length === 2")
     answered(page, 2)
     assert "times as fast" not in page.inner_text(".last .verdict")
-
-
-def test_a_busy_server_is_asked_again(page, server):
-    server.failures = [
-        (503, {"Retry-After": "1"}, "the engine restarts"),
-        (429, {"Retry-After": "600"}, "queue full"),
-    ]
-    ask(page, "Patience")
-    page.wait_for_selector("text=the engine restarts")
-    assert "by itself in 1 s" in page.inner_text(".error")
-    page.wait_for_selector("text=queue full")
-    assert "The server is busy." in page.inner_text(".error")
-    assert "by itself in 600 s" in page.inner_text(".error") or "by itself in 599 s" in page.inner_text(
-        ".error"
-    )
-    page.click("#stop")
-    page.wait_for_selector("#send:not([hidden])")
-    page.click("text=Try again")
-    assert answered(page) == ["Hello there."]
-    assert len(server.bodies) == 3
-    page.complaints.clear()  # the browser's own lines about 503 and 429
-
-
-def test_an_error_that_stays_is_shown_once(page, server):
-    server.failures = [(400, {}, "prompt: 3000 tokens and the context holds 2048; shorten it")]
-    ask(page, "Long")
-    page.wait_for_selector("text=prompt: 3000 tokens and the context holds 2048; shorten it")
-    assert len(server.bodies) == 1
-    assert page.is_visible("#send")
-    page.complaints.clear()
-
-
-def test_a_broken_stream_keeps_its_text(page, server):
-    server.cut, server.answer = 3, lambda body: ["a ", "b ", "c ", "d "]
-    ask(page, "Break")
-    page.wait_for_selector("text=The connection ended before the answer did.")
-    assert page.inner_text(".text") == "a b c"
-    page.wait_for_selector("#send:visible")
-    assert "by itself" not in page.inner_text(".error")
-    assert len(server.bodies) == 1
-    server.cut = None
-    page.click("text=Try again")
-    assert answered(page) == ["a b c d"]
-
-
-def test_an_api_key_is_asked_for_and_kept_in_the_tab(page, server):
-    server.key = "secret"
-    page.evaluate(POLL)
-    page.wait_for_selector("#key-form:visible")
-    page.fill("#key", "wrong")
-    page.click("text=Use key")
-    page.wait_for_selector("#notice:visible")
-    page.fill("#key", "secret")
-    page.click("text=Use key")
-    page.wait_for_selector("#key-form", state="hidden")
-    page.wait_for_selector("#notice", state="hidden")
-    ask(page, "Let me in")
-    assert answered(page) == ["Hello there."]
-    assert "secret" not in page.evaluate("JSON.stringify(localStorage)")
-    page.reload()
-    page.wait_for_selector("#model-a option", state="attached")
-    assert page.is_hidden("#key-form")
-    page.complaints.clear()
-
-
-def test_the_conversation_stays_until_it_is_cleared(page, server):
-    ask(page, "Remember me")
-    answered(page)
-    page.fill("#max_tokens", "33")
-    page.reload()
-    page.wait_for_selector(".turn")
-    assert (page.inner_text(".question"), page.inner_text(".text")) == ("Remember me", "Hello there.")
-    assert page.input_value("#max_tokens") == "33"
-    page.click("#clear")
-    assert "Remember" not in page.evaluate("JSON.stringify(localStorage)")
-    assert page.query_selector(".turn") is None
-    page.reload()
-    page.wait_for_selector("#model-a option", state="attached")
-    assert page.query_selector(".turn") is None
-    # What was said when the page was left is kept too.
-    server.pause, server.answer = 0.02, lambda body: ["more "] * 2000
-    ask(page, "Leave")
-    page.wait_for_function("() => document.querySelector('.last .text')?.innerText.includes('more')")
-    page.reload()
-    page.wait_for_selector(".answer[data-status=stopped]")
-    assert page.inner_text(".text").startswith("more")
-
-
-def test_damaged_storage_does_not_stop_the_page(page, server):
-    bad = [
-        "{",
-        "null",
-        '{"turns": [{}]}',
-        '{"turns": 5, "models": {}}',
-        '{"settings": null, "models": null}',
-    ]
-    bad += ['{"turns": [{"question": "a", "answers": [null]}], "theme": {}}', '{"models": [5, null]}']
-    for text in bad:
-        page.add_init_script(f"localStorage.setItem('lowbit', {json.dumps(text)})")
-        page.reload()
-        page.wait_for_selector("#model-a option", state="attached")
-        ask(page, "Still there?")
-        assert answered(page) == ["Hello there."]
 
 
 def test_gauges_move(page, server):

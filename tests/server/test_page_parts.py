@@ -6,34 +6,20 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="the page is served by uvicorn")
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
-
 spec = importlib.util.spec_from_file_location("page_server", Path(__file__).with_name("page_server.py"))
 page_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page_server)
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = page_server.ScriptedServer()
-    server.start()
-    yield server
-    server.stop()
+scripted, browser, server = page_server.scripted, page_server.browser, page_server.server
 
 
 @pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        yield page_server.chromium(playwright)
-
-
-@pytest.fixture(scope="module")
-def shown(browser, server):
+def shown(browser, scripted):
     """shown(text, *more) -> the HTML that markdown.js makes of it, after it has shown `more` before."""
     context = browser.new_context()
-    page, complaints = page_server.watched(context, server.url)
-    page.goto(server.url)
+    page, complaints = page_server.watched(context, scripted.url)
+    page.goto(scripted.url)
 
     def show(*texts):
         return page.evaluate(
@@ -239,7 +225,6 @@ NAMELESS = """() => [...document.querySelectorAll("button, input, select, textar
 
 
 def test_everybody_can_read_and_use_it(browser, server, scheme):
-    server.reset()
     server.answer = lambda body: [
         "# Title\n\nText, `code`, [link](https://a.test/), **bold**\n\n> said\n\n```\nx\n```"
     ]
@@ -289,7 +274,6 @@ def test_everybody_can_read_and_use_it(browser, server, scheme):
 
 @pytest.mark.parametrize("width", [320, 800])
 def test_it_fits_a_phone(browser, server, width):
-    server.reset()
     server.answer = lambda body: [
         "A" * 300 + "\n\n```\n" + "x" * 300 + "\n```\n\n" + "|a" * 40 + "|\n" + "|-" * 40 + "|"
     ]

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright")
-
 
 def load(name, path):
     spec = importlib.util.spec_from_file_location(name, path)
@@ -24,10 +22,7 @@ page_server = load("page_server", HERE / "page_server.py")
 tiny_checkpoint = load("tiny_checkpoint", HERE.parent / "tiny_checkpoint.py")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        yield page_server.chromium(playwright)
+browser = page_server.browser
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,17 @@ export async function watch(key, seen) {
   for (;;) {
     let pause = 1000;
     if (!document.hidden) {
+      let stats = null;
+      let failure = null;
       try {
-        const stats = await (await ask("stats", { key: key() })).json();
-        draw(stats);
-        seen(stats, null);
+        stats = await (await ask("stats", { key: key() })).json();
       } catch (error) {
-        down(error);
-        seen(null, error);
+        failure = error;
         pause = 2000;
       }
+      if (stats) draw(stats);
+      else down(failure);
+      seen(stats, failure);
     }
     await new Promise((resolve) => {
       poll = resolve;
@@ -86,10 +88,10 @@ function card(model) {
   const bar = h("i");
   const cached = h("i", { class: "cached" });
   const kv = h("div", { class: "meter", role: "meter", "aria-label": `KV cache of ${model.id}, ${model.kv_bits} bits`, "aria-valuemin": 0, "aria-valuemax": 100 }, bar, cached);
-  const parts = { bar, cached, kv, kvText: h("span"), queue: h("p", { class: "queue" }), more: h("dl") };
+  const parts = { bar, cached, kv, what: h("p", { class: "what" }), kvText: h("span"), queue: h("p", { class: "queue" }), more: h("dl") };
   parts.root = h("article", { class: "engine", "data-model": model.id },
     h("h3", { text: model.id }),
-    h("p", { class: "what", text: describe(model) }),
+    parts.what,
     h("p", { class: "label" }, `KV cache, ${model.kv_bits} bits`, parts.kvText),
     kv,
     parts.queue,
@@ -99,11 +101,13 @@ function card(model) {
 }
 
 /** "int4-g32, 5.01 bits per weight, 84.4 MB" */
-export const describe = (model) => `${model.format}, ${Number(model.bits_per_weight.toFixed(2))} bits per weight, ${bytes(model.weights_bytes)}`;
+export const describe = (model) =>
+  !model.weights_bytes ? `${model.format}, loading` : `${model.format}, ${Number(model.bits_per_weight.toFixed(2))} bits per weight, ${bytes(model.weights_bytes)}`;
 
 function update(parts, model) {
   const engine = model.engine;
   parts.root.classList.toggle("down", !engine);
+  parts.what.textContent = describe(model);
   if (!engine) {
     parts.queue.textContent = "The engine is starting.";
     return;

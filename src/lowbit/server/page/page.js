@@ -370,7 +370,7 @@ watch(
       return;
     }
     known = new Map(stats.models.map((model) => [model.id, model]));
-    const ids = stats.models.map((model) => model.id + model.format).join("\n");
+    const ids = stats.models.map((model) => model.id + model.weights_bytes).join("\n");
     if (ids !== told || !available.length) readModels().then(() => running || draw());
     told = ids;
     if (!$("notice").hidden && available.length) notice("");

@@ -9,10 +9,11 @@ export class ServerError extends Error {
   }
 }
 
+// What to say where the server does not.
 const WAYS = {
   0: "The server does not answer. Is it running?",
   401: "The server wants an API key.",
-  403: "This API key may not do that.",
+  403: "The server refuses what this page asks.",
   404: "The server does not know this address or model.",
   429: "The server is busy.",
   503: "The model is not ready.",
@@ -46,8 +47,7 @@ function failure(text, status, retryAfter) {
   }
   const wait = Number.parseFloat(retryAfter);
   const again = status === 429 || status === 503 ? (wait >= 0 ? wait : 2) : null;
-  const way = WAYS[status] ?? `The server answered ${status}.`;
-  return new ServerError(message ? `${way} ${message}` : way, status, again);
+  return new ServerError(message || WAYS[status] || `The server answered ${status}.`, status, again);
 }
 
 /** POST `body` with stream: true; yield each event's object. The answer must end with [DONE]. */

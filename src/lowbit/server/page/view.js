@@ -29,7 +29,7 @@ function answerView(answer, slot, acts, info) {
   const error = h("div", { class: "error", role: "alert", hidden: true });
   const copy = button("copy", "Copy", () => navigator.clipboard?.writeText(answer.text));
   const model = info(answer.model);
-  const what = model ? `${Number(model.bits_per_weight.toFixed(2))} bits, ${bytes(model.weights_bytes)}` : "";
+  const what = model?.weights_bytes ? `${Number(model.bits_per_weight.toFixed(2))} bits, ${bytes(model.weights_bytes)}` : "";
   const name = h("h3", {}, h("i", { "aria-hidden": "true" }), h("b", { text: answer.model }), h("span", { text: what }));
   const head = h("div", { class: "head" }, name, copy);
   const root = h("section", { class: `answer ${"ab"[slot]}`, "aria-label": `Answer of ${answer.model}` }, head, text, wait, error, figures);
