@@ -38,12 +38,16 @@ class Running:
         made = load.with_shared_prefix(self.prompts, shared)
         return made.text(seed, Request(tokens, 1))
 
-    def together(self, asks: Sequence[tuple[float, str, int]]) -> list[Answer]:
-        """Stream the answers of [(seconds from now, prompt, tokens)], all at the same time."""
+    def together(self, asks: Sequence[tuple[float, str, int]], every: float = 0.0) -> list[Answer]:
+        """Stream the answers of [(seconds from now, prompt, tokens)], all at the same time.
+
+        every: see load_client.ask.
+        """
 
         async def one(at: float, prompt: str, tokens: int, start: float) -> Answer:
             await asyncio.sleep(max(0.0, start + at - time.perf_counter()))
-            return await ask(self.target.endpoint, self.target.route, self.target.request(prompt, tokens))
+            body = self.target.request(prompt, tokens)
+            return await ask(self.target.endpoint, self.target.route, body, every=every)
 
         async def every() -> list[Answer]:
             start = time.perf_counter()
@@ -128,8 +132,9 @@ def step_seconds(answers: Sequence[Answer]) -> float:
     """Seconds per token of each stream, over the time in which all of them run."""
     since = max(answer.arrivals[0] for answer in answers)
     until = min(answer.arrivals[-1] for answer in answers)
-    arrivals = sum(since < moment <= until for answer in answers for moment in answer.arrivals)
-    together = sum(answer.tokens for answer in answers) / sum(len(answer.arrivals) for answer in answers)
-    if until <= since or not arrivals:
+    arrivals = [one for answer in answers for one in zip(answer.arrivals, answer.together)]
+    pieces = sum(count for moment, count in arrivals if since < moment <= until)
+    each = sum(answer.tokens for answer in answers) / sum(answer.pieces for answer in answers)
+    if until <= since or not pieces:
         raise process.CommandError("the streams did not run at the same time; longer answers are needed")
-    return (until - since) * len(answers) / (arrivals * together)
+    return (until - since) * len(answers) / (pieces * each)

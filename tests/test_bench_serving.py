@@ -53,7 +53,8 @@ def verdicts(rows):
 
 
 def answer(arrivals, tokens=None, started=0.0):
-    return Answer(started, arrivals[-1], 200, arrivals, len(arrivals), answer_tokens=tokens or len(arrivals))
+    count = len(arrivals)
+    return Answer(started, arrivals[-1], 200, arrivals, [1] * count, count, answer_tokens=tokens or count)
 
 
 def test_gaps_are_those_that_end_in_the_window():
@@ -67,6 +68,10 @@ def test_a_step_is_the_time_per_token_while_all_streams_run():
     assert serving.step_seconds(answers) == pytest.approx(1.0)  # 0.5 to 3: five arrivals of two streams
     twice = [answer([0.0, 1.0, 2.0], tokens=6), answer([0.0, 1.0, 2.0], tokens=6)]
     assert serving.step_seconds(twice) == pytest.approx(0.5)  # two tokens in each arrival
+    bundled = [answer([0.0, 2.0, 3.0]), answer([0.0, 1.0, 3.0])]
+    bundled[0].together, bundled[0].pieces, bundled[0].answer_tokens = [1, 4, 2], 7, 7
+    bundled[1].together, bundled[1].pieces, bundled[1].answer_tokens = [1, 2, 4], 7, 7
+    assert serving.step_seconds(bundled) == pytest.approx(0.5)  # six tokens each in three seconds
     with pytest.raises(process.CommandError, match="at the same time"):
         serving.step_seconds([answer([0.0, 1.0]), answer([2.0, 3.0])])
 

@@ -97,7 +97,8 @@ def test_moments_are_those_of_the_text(monkeypatch):
         (9.0, chunk(event(b"[DONE]")) + b"0\r\n\r\n"),
     ]
     done, answer = receive(pieces, monkeypatch)
-    assert done and answer.arrivals == [2.5, 3.0, 4.5] and answer.pieces == 5
+    assert done and answer.arrivals == [2.5, 3.0, 4.5]
+    assert answer.together == [1, 3, 1] and answer.pieces == 5
     assert answer.first_token_seconds == 2.5
     assert answer.token_seconds == (4.5 - 2.5) / 8  # nine tokens by the server's count, in five pieces
 
@@ -216,7 +217,17 @@ def test_prompts_share_what_the_plan_says():
 
 
 def answer(started, arrivals, tokens, ended, **more):
-    return Answer(started, ended, 200, arrivals, tokens, prompt_tokens=10, answer_tokens=tokens, **more)
+    return Answer(
+        started,
+        ended,
+        200,
+        arrivals,
+        [1] * len(arrivals),
+        tokens,
+        prompt_tokens=10,
+        answer_tokens=tokens,
+        **more,
+    )
 
 
 def test_figures_of_known_answers():
@@ -241,7 +252,7 @@ def test_figures_of_known_answers():
 
 def test_pieces_stand_in_for_tokens_that_no_one_counts():
     r = load.summarize(
-        [Answer(0.0, 1.0, 200, [0.5, 1.0], 7)],
+        [Answer(0.0, 1.0, 200, [0.5, 1.0], [1, 6], 7)],
         {"seconds": 1.0, "client_cpu_seconds": 0, "late_seconds": 0},
         None,
     )
@@ -264,6 +275,15 @@ def test_a_run_of_fixed_concurrency_waits_as_long_as_the_server_takes():
     assert (r["completed"], r["failures"], r["prompt_tokens"], r["answer_tokens"]) == (9, {}, 9 * 43, 54)
     assert r["seconds"] > 3 * 0.08 and r["first_token_seconds"]["p50"] > 0.04
     assert r["token_seconds"]["p50"] > 0 and r["inter_token_seconds"]["max"] > 0.02 * 0.9
+
+
+def test_a_client_that_looks_seldom_gets_the_same_text():
+    with StandIn(gap_seconds=0.002) as server:
+        target, _ = prepared(server)
+        asking = load_client.ask(target.endpoint, target.route, target.request("a b", 40), every=0.02)
+        answer = asyncio.run(asking)
+    assert answer.failure is None and answer.text == "ab" * 20 and answer.pieces == 20
+    assert len(answer.arrivals) < 20 and max(answer.together) > 1 and sum(answer.together) == 20
 
 
 def test_a_run_on_time_counts_from_when_a_request_was_due():

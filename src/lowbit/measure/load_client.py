@@ -59,14 +59,16 @@ class Endpoint:
 class Answer:
     """What became of one request. Moments are of time.perf_counter, in seconds.
 
-    started: when it was due; arrivals: when text came, one entry for all that came together; ended: when the
-    answer was whole, had failed or was left. Token counts are the server's (`usage`); None if it tells none.
+    started: when it was due; arrivals: when text came, one entry for all that came together; together: how
+    many pieces each of them had; ended: when the answer was whole, had failed or was left. Token counts are
+    the server's (`usage`); None if it tells none.
     """
 
     started: float
     ended: float = 0.0
     status: int = 0
     arrivals: list[float] = field(default_factory=list)
+    together: list[int] = field(default_factory=list)
     pieces: int = 0  # events with text
     text: str = ""
     prompt_tokens: int | None = None
@@ -96,8 +98,10 @@ class Answer:
 class _Exchange(asyncio.Protocol):
     """Sends a request and gathers the answer's body, with the moment of each arrival beside its length."""
 
-    def __init__(self, message: bytes, done: asyncio.Future[None], leave_after: int | None):
-        self.message, self.done, self.leave_after = message, done, leave_after
+    def __init__(
+        self, message: bytes, done: asyncio.Future[None], leave_after: int | None, every: float = 0.0
+    ):
+        self.message, self.done, self.leave_after, self.every = message, done, leave_after, every
         self.status = 0
         self.body = bytearray()
         self.arrivals: list[tuple[int, float]] = []  # (bytes of the body so far, moment)
@@ -126,6 +130,9 @@ class _Exchange(asyncio.Protocol):
                 self.left = whole = True
         if whole:
             self.end()
+        elif self.every and self._transport is not None:
+            self._transport.pause_reading()
+            self.done.get_loop().call_later(self.every, self._transport.resume_reading)
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
@@ -203,15 +210,17 @@ async def ask(
     started: float | None = None,
     timeout: float = 600.0,
     leave_after: int | None = None,
+    every: float = 0.0,
 ) -> Answer:
     """Send `body` to `route` and wait for the whole answer; a failure is named in the Answer, never raised.
 
     started: the moment from which the answer's times count; default is now. leave_after: hang up without a
-    word after so many arrivals; 0: as soon as the request is sent.
+    word after so many arrivals; 0: as soon as the request is sent. every: read at most once in so many
+    seconds, which costs less and makes arrivals as coarse.
     """
     message = endpoint.message("POST", route, json.dumps(body).encode())
     answer = Answer(time.perf_counter() if started is None else started)
-    exchange = await _exchange(endpoint, message, timeout, leave_after)
+    exchange = await _exchange(endpoint, message, timeout, leave_after, every)
     answer.ended = time.perf_counter()
     answer.status, answer.left, answer.failure = exchange.status, exchange.left, exchange.failure
     read(exchange, answer)
@@ -226,9 +235,11 @@ async def get(endpoint: Endpoint, route: str, timeout: float = 10.0) -> Any:
     return _json(bytes(exchange.body))
 
 
-async def _exchange(endpoint: Endpoint, message: bytes, timeout: float, leave_after: int | None) -> _Exchange:
+async def _exchange(
+    endpoint: Endpoint, message: bytes, timeout: float, leave_after: int | None, every: float = 0.0
+) -> _Exchange:
     loop = asyncio.get_running_loop()
-    exchange = _Exchange(message, loop.create_future(), leave_after)
+    exchange = _Exchange(message, loop.create_future(), leave_after, every)
     tls = ssl.create_default_context() if endpoint.tls else None
     connecting = loop.create_connection(lambda: exchange, endpoint.host, endpoint.port, ssl=tls)
     try:
@@ -277,6 +288,8 @@ def read(exchange: _Exchange, answer: Answer) -> None:
             moment = exchange.arrivals[at][1]
             if not answer.arrivals or answer.arrivals[-1] != moment:
                 answer.arrivals.append(moment)
+                answer.together.append(0)
+            answer.together[-1] += 1
     answer.text = "".join(texts)
     if not (done or answer.finish_reason or answer.left or answer.failure):
         answer.failure = "the stream ended before the answer"
