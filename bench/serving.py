@@ -49,11 +49,11 @@ class Running:
             body = self.target.request(prompt, tokens)
             return await ask(self.target.endpoint, self.target.route, body, every=every)
 
-        async def every() -> list[Answer]:
+        async def answered() -> list[Answer]:
             start = time.perf_counter()
             return await asyncio.gather(*(one(*each, start) for each in asks))
 
-        answers = asyncio.run(every())
+        answers = asyncio.run(answered())
         failures = sorted({answer.failure for answer in answers if answer.failure})
         if failures:
             raise process.CommandError(

@@ -76,6 +76,19 @@ def test_a_step_is_the_time_per_token_while_all_streams_run():
         serving.step_seconds([answer([0.0, 1.0]), answer([2.0, 3.0])])
 
 
+def test_streams_run_together():
+    with serving.started(Fake(0.01, 0.004)) as one:
+        for every in (0.0, 0.02):
+            began = time.perf_counter()
+            answers = one.together([(0.05 * i, one.prompt(43, i), 20) for i in range(3)], every)
+            assert [answer.text for answer in answers] == ["ab" * 10] * 3
+            assert all(answer.started - began >= 0.05 * i for i, answer in enumerate(answers))
+        assert {body["temperature"] for body in one.server.bodies[2:]} == {0}
+        one.server.refuses = ("prompt",)
+        with pytest.raises(process.CommandError, match="HTTP 400"):
+            one.together([(0.0, "a", 2)])
+
+
 def test_a_process_and_its_children_are_watched():
     with llama_server.Server([sys.executable, "-c", SERVE], "/health") as server:
         tree = serving.process_tree(os.getpid())
