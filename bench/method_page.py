@@ -15,6 +15,7 @@ from report import ReportError
 PAGE, PICTURE = "methods.md", "methods.png"
 BEGIN, END = "<!-- methods:begin -->", "<!-- methods:end -->"
 HEAD = ("method", "format", "bits", "file", "KL", "same top token", "perplexity", "time", "memory")
+OTHERS = 5  # where the divergence on further texts stands
 WIDTHS = ("8", "4", "3", "2", "1.6")
 Row = Mapping[str, Any]
 
@@ -31,11 +32,17 @@ def ranked(found: Mapping[str, Any], width: str) -> list[Row]:
     return sorted(rows, key=lambda row: _kl(row, text))
 
 
-def cells(row: Row, text: str) -> list[str]:
+def head(found: Mapping[str, Any]) -> list[str]:
+    """Titles of the columns: HEAD, and KL on every text but the one that decides."""
+    return [*HEAD[:OTHERS], *(f"KL, {text}" for text in list(found["texts"])[1:]), *HEAD[OTHERS:]]
+
+
+def cells(row: Row, found: Mapping[str, Any]) -> list[str]:
+    text, *others = found["texts"]
     told = row[text]
     name = f"{row['peer']}: {row['method']}" if "peer" in row else row["method"]
     peak = row.get("peak_rss_bytes")
-    return [
+    line = [
         name,
         row["format"],
         f"{row['bits_per_weight']:.2f}",
@@ -46,6 +53,8 @@ def cells(row: Row, text: str) -> list[str]:
         f"{row['seconds']:.1f} s" if row["seconds"] is not None else "-",
         f"{peak / 1e6:.0f} MB" if peak else "-",
     ]
+    line[OTHERS:OTHERS] = [f"{_kl(row, other):.3f}" if other in row else "-" for other in others]
+    return line
 
 
 def print_tables(result: Mapping[str, Any]) -> None:
@@ -58,9 +67,9 @@ def print_tables(result: Mapping[str, Any]) -> None:
         for width in WIDTHS:
             rows = ranked(found, width)
             if rows:
-                table = Table(*HEAD, title=f"{name}, {width} bits")
+                table = Table(*head(found), title=f"{name}, {width} bits")
                 for row in rows:
-                    table.add_row(*cells(row, main_text(found)))
+                    table.add_row(*cells(row, found))
                 console.print(table)
         for row in found["rows"]:
             if "refused" in row:
@@ -81,8 +90,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         parts.append(
             f"{tokens:,} tokens of {text} text (`{file}`) in windows of {window}; the reference has a "
             f"perplexity of {reference:.4f}. Calibrated on {windows} windows of {length} tokens of "
-            f"`{calibrating}`. Embedding and head in {found['embedding']} everywhere; bits are those of the "
-            "layers' matrices, all scales and tables counted."
+            f"`{calibrating}`. Embedding and head in {found['embedding']} unless the format says otherwise; "
+            "bits are those of the layers' matrices, all scales and tables counted."
         )
         parts.append("\n".join(method_findings.findings(found, text)))
         for width in WIDTHS:
@@ -90,7 +99,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             if rows:
                 activations = ", activations in 8 bits as well" if width == "8" else ""
                 parts.append(f"**{width} bits**{activations}")
-                parts.append(_table([HEAD, *(cells(row, text) for row in rows)]))
+                parts.append(_table([head(found), *(cells(row, found) for row in rows)]))
         refused = [row for row in found["rows"] if "refused" in row]
         if refused:
             listed = [f"- `{row['key']}`: {row['refused']}" for row in refused]

@@ -89,6 +89,17 @@ def test_chosen_cases():
 def test_page_ranks_by_divergence_and_keeps_the_rest(tmp_path):
     text = method_page.markdown(RESULT)
     assert text.index("| gptq | int3-g32 | 3.50 | - | 0.2000 ± 0.0010") < text.index("| rtn | int3-g32")
+    assert "| KL | same top" in text and "| KL | KL, more |" in method_page.markdown(
+        {
+            **RESULT,
+            "models": {
+                "s": {
+                    **RESULT["models"]["stories15M"],
+                    "texts": {"sampled": ["s", 1, 1], "more": ["m", 1, 1]},
+                }
+            },
+        }
+    )
     assert "hqq: rtn" in text and "`gptq@bcq3`: one term only" in text and "Without hqq: no network" in text
     assert "`gptq@int3-g32` with 0.2000 at 3.50 bits, which loses 40% of what that loses" in text
     assert "hqq `rtn` int4-g32: 0.1000, 3.100 at 4.50 bits" in text and "loses more: `gptq@int3-g32`" in text
