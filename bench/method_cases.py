@@ -69,7 +69,7 @@ BUDGETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "3": (("--bits", "3.5"), ("--bits", "3.0"), ("--bits", "3.18", *M4)),
     "2": (("--bits", "2.7"),),
 }
-MIXED = ("rtn", "gptq", "descent")
+MIXED = ("rtn", "descent")
 UNIFORM = (("gptq", "int3-row"), ("descent", "int3-row"), ("gptq", "int3-g32-m4"), ("descent", "int3-g32-m4"))
 # SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits, which leaves
 # less for the layers: budgets in bytes of everything are just below those of Q4_K_M, Q3_K_M and Q2_K.

@@ -135,7 +135,10 @@ def auto_round(method, bits, group, source, windows):
         enable_torch_compile=False,
     )
     model, _ = tool.quantize()
-    return dict(model.state_dict()), bits + (16 + (0 if symmetric else bits)) / group
+    tensors = load_file(source / "model.safetensors")  # it leaves vectors and embedding in bfloat16
+    state = model.state_dict()
+    tensors.update({name: state[name] for name in tensors if name.removesuffix(".weight").endswith(MATRICES)})
+    return tensors, bits + (16 + (0 if symmetric else bits)) / group
 
 
 def load_model(source):
