@@ -1,6 +1,7 @@
 """A server whose engine takes its time, with small limits: `python slow_server.py MODEL {options as JSON}`.
 
-options: step_seconds, limits (fields of Limits), engine (fields of EngineConfig), keys.
+options: step_seconds, limits (fields of Limits), engine (fields of EngineConfig), keys, heartbeat (seconds
+after which a silent engine is not ready).
 The worker is this file too: `python slow_server.py --worker STEP_SECONDS FD`.
 """
 
@@ -11,8 +12,11 @@ from pathlib import Path
 
 
 def serve_slowly(path: str, options: dict) -> None:
+    from lowbit.server import supervisor
     from lowbit.server.limits import Limits
     from lowbit.server.serve import Options, report_to_stderr, serve
+
+    supervisor.HEARTBEAT_LIMIT_SECONDS = options.get("heartbeat", supervisor.HEARTBEAT_LIMIT_SECONDS)
 
     worker = [sys.executable, __file__, "--worker", str(options.get("step_seconds", 0.02))]
     serve(

@@ -109,6 +109,22 @@ def test_chat(server, fields, param):
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"regex": "((a{100}){100}){100}"},
+        {"regex": "(a?){500}a{500}"},
+        {"grammar": "start: " + " | ".join(f'"{i}"' for i in range(5000))},
+        {"grammar": "start: a\na: b\nb: a"},
+    ],
+)
+def test_forms_that_explode(server, fields):
+    """What shows only while the answer is made is still the request's fault, and nobody else's."""
+    answer = server.post("/v1/completions", {"prompt": "a", "max_tokens": 3, **fields})
+    assert answer.status == 400 and "simplify" in answer.error()["message"]
+    assert server.complete(max_tokens=3)["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize(
     ("fields", "told"),
     [
         ({"input": []}, "input"),

@@ -214,7 +214,13 @@ def test_kv_exhaustion(start_slow):
 
 def test_the_engine_is_killed(start_slow):
     """Its clients get an error event, the API answers 503 meanwhile, and a new engine says the same."""
-    server = start_slow()
+    server = start_slow(heartbeat=1.5)
+    # First it only hangs: not ready until it is heard of again.
+    os.kill(engine_pid(server), signal.SIGSTOP)
+    server.until(lambda: server.get("/ready").status == 503, "the silence")
+    assert server.get("/ready").json()["models"]["tiny"].startswith("silent for ")
+    os.kill(engine_pid(server), signal.SIGCONT)
+    server.until(lambda: server.get("/ready").status == 200, "the heartbeat")
     before = server.complete(max_tokens=20)["choices"]
     stream = server.stream("/v1/completions", prompt="Hello", **LONG)
     events = iter(stream)

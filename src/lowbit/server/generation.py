@@ -212,7 +212,11 @@ class Choice:
         reason = delta.finish or ""
         if reason not in FINISH:
             message = delta.error or f"the engine ended the request: {reason}"
-            self._generation.fail(ApiError(500, message, code="engine_error"))
+            if self._generation.job.constraint is not None and "grammar" in message:
+                error = ApiError(400, message, code="constraint_failed")
+            else:  # the model's numbers
+                error = ApiError(500, message, code="engine_error")
+            self._generation.fail(error)
             return
         job = self._generation.job
         self._generation.finished()

@@ -20,6 +20,7 @@ from lowbit.server import wire
 
 HEARTBEAT_SECONDS = 1.0
 STATS_SECONDS = 0.25  # while busy
+COMPILING_SECONDS = 0.002  # between looks at a constraint in the making, while there is nothing else to do
 WARM_UP_TOKENS = 16
 WARM_UP_SECONDS = 2.0
 RECEIVE_BYTES = 1 << 18
@@ -67,7 +68,9 @@ class Worker:
         self._core = core
         self._channel = channel
         self._model = model
-        self._grammars: Any = None  # made at the first constraint
+        self._grammars: Any = None  # made with the first constraint, like the thread that compiles them
+        self._compiler: Any = None
+        self._compiling: dict[str, tuple[wire.Add, Any]] = {}
         self._deltas: list[wire.Delta] = []
         self._reading: set[str] = set()  # requests whose reading of the prompt is reported
         self._told = 0.0
@@ -75,14 +78,21 @@ class Worker:
     def run(self) -> None:
         """Until the API process closes the socket."""
         while True:
-            waiting = 0.0 if self._deltas or not self._core.idle else HEARTBEAT_SECONDS
-            for command in self._channel.receive(waiting):
+            for command in self._channel.receive(self._patience()):
                 self._apply(command)
+            if self._compiling:
+                self._take_compiled()
             if not self._core.idle:
                 self._deltas += [self._delta(output) for output in self._core.step()]
                 if self._reading:
                     self._progress()
             self._report()
+
+    def _patience(self) -> float:
+        """How long to wait for commands before the next step."""
+        if self._deltas or not self._core.idle:
+            return 0.0
+        return COMPILING_SECONDS if self._compiling else HEARTBEAT_SECONDS
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -99,20 +109,43 @@ class Worker:
 
     def _apply(self, command: wire.Command) -> None:
         if isinstance(command, wire.Add):
-            self._deltas.append(self._add(command))
+            if command.constraint is None:
+                self._deltas.append(self._add(command, None))
+            else:
+                self._compile(command)
         elif isinstance(command, wire.Cancel):
             self._reading.discard(command.id)
-            self._core.cancel(command.id, command.reason)
+            if self._compiling.pop(command.id, None) is None:
+                self._core.cancel(command.id, command.reason)
 
-    def _add(self, command: wire.Add) -> wire.Delta:
+    def _compile(self, command: wire.Add) -> None:
+        """Begin to make a constraint, which may take a second: the steps of others go on meanwhile."""
+        if self._compiler is None:
+            from concurrent.futures import ThreadPoolExecutor
+
+            from lowbit.engine.constraint import Grammars
+
+            model = self._model
+            self._grammars = Grammars(model.tokenizer, model.config.vocab_size, sorted(model.eos_ids))
+            self._compiler = ThreadPoolExecutor(1)
+        made = self._compiler.submit(self._constraint, command.constraint)
+        self._compiling[command.id] = command, made
+
+    def _take_compiled(self) -> None:
+        """Add the requests whose constraint is made."""
+        for name in [name for name, (_, made) in self._compiling.items() if made.done()]:
+            command, made = self._compiling.pop(name)
+            try:
+                self._deltas.append(self._add(command, made.result()))
+            except LowbitError as error:
+                self._deltas.append(wire.Delta(name, finish="refused", error=str(error), status=400))
+
+    def _add(self, command: wire.Add, constraint: Any) -> wire.Delta:
         """Admit a request; the answer is an empty delta, or one that says why not."""
         from lowbit.engine.parameters import SamplingParameters
         from lowbit.engine.request import Request
 
         try:
-            constraint = None
-            if command.constraint is not None:
-                constraint = self._constraint(*command.constraint)
             request = Request(
                 prompt_ids=command.prompt,
                 parameters=SamplingParameters(**command.parameters),
@@ -134,13 +167,10 @@ class Worker:
         self._reading.add(command.id)
         return wire.Delta(command.id, progress=0)
 
-    def _constraint(self, kind: str, text: str) -> Any:
-        from lowbit.engine.constraint import Grammar, Grammars
+    def _constraint(self, form: tuple[str, str]) -> Any:
+        from lowbit.engine.constraint import Grammar
 
-        if self._grammars is None:
-            model = self._model
-            self._grammars = Grammars(model.tokenizer, model.config.vocab_size, sorted(model.eos_ids))
-        return self._grammars.constraint(Grammar(kind, text))
+        return self._grammars.constraint(Grammar(*form))
 
     def _delta(self, output: Any) -> wire.Delta:
         delta = wire.Delta(
