@@ -142,7 +142,7 @@ class Server:
         """The engine's counters."""
         return self.get("/stats").json()["models"][model]["engine"]
 
-    def until(self, condition, what, seconds=30):
+    def until(self, condition, what, seconds=60):
         """Poll `condition()` until it is true; fail after `seconds`."""
         end = time.monotonic() + seconds
         while not condition():

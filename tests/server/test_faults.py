@@ -169,6 +169,22 @@ def test_a_body_that_does_not_come(slow, key):
         assert client.recv(4096).startswith(b"HTTP/1.1 408 ")
 
 
+def test_a_head_that_does_not_come_or_end(slow):
+    with socket.create_connection((slow.host, slow.port), timeout=30) as client:
+        assert client.recv(4096) == b""  # nothing was sent: the server closes
+    with socket.create_connection((slow.host, slow.port), timeout=30) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n")
+        assert client.recv(4096) == b""
+    with socket.create_connection((slow.host, slow.port), timeout=30) as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: " + b"x" * 70_000)
+        assert client.recv(4096).startswith(b"HTTP/1.1 400 ")
+    with socket.create_connection((slow.host, slow.port), timeout=30) as client:
+        for _ in range(2):  # a connection that is kept and used again outlives the time for a head
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(0.7)
+
+
 def test_silence_is_broken_by_pings(slow, key):
     """A stream that waits for its turn says so."""
     first = slow.stream("/v1/completions", key, prompt="a", **LONG)
@@ -215,9 +231,13 @@ def test_kv_exhaustion(start_slow):
 def test_the_engine_is_killed(start_slow):
     """Its clients get an error event, the API answers 503 meanwhile, and a new engine says the same."""
     server = start_slow(heartbeat=1.5)
+
     # First it only hangs: not ready until it is heard of again.
-    os.kill(engine_pid(server), signal.SIGSTOP)
-    server.until(lambda: server.get("/ready").status == 503, "the silence")
+    def hangs():
+        os.kill(engine_pid(server), signal.SIGSTOP)  # again, should anybody wake it
+        return server.get("/ready").status == 503
+
+    server.until(hangs, "the silence")
     assert server.get("/ready").json()["models"]["tiny"].startswith("silent for ")
     os.kill(engine_pid(server), signal.SIGCONT)
     server.until(lambda: server.get("/ready").status == 200, "the heartbeat")

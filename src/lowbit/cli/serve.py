@@ -91,7 +91,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
                 "kv_bits": args.kv_bits,
             },
             engine={
-                "kv_bytes": None if args.kv_gb is None else int(args.kv_gb * 1e9),
+                "kv_bytes": _kv_bytes(args),
                 "max_sequences": args.max_sequences,
                 "max_queued_tokens": args.max_queued_tokens,
                 "target_seconds_between_tokens": None if args.target_ms is None else args.target_ms / 1e3,
@@ -111,6 +111,18 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     """Everything was said while serving."""
+
+
+def _kv_bytes(args: argparse.Namespace) -> int | None:
+    """As given; else, where several models share the free memory, the share of each."""
+    if args.kv_gb is not None:
+        return int(args.kv_gb * 1e9)
+    if len(args.models) == 1:
+        return None
+    from lowbit.engine.config import FREE_SHARE, free_memory_bytes
+
+    free = free_memory_bytes()
+    return None if free is None else int(free * FREE_SHARE / len(args.models))
 
 
 def _names(args: argparse.Namespace) -> list[str]:

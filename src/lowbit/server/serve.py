@@ -17,12 +17,14 @@ import uvicorn
 from lowbit.errors import LowbitError, UnsupportedError
 from lowbit.server import wire
 from lowbit.server.app import App
+from lowbit.server.connection import connection
 from lowbit.server.errors import ApiError
 from lowbit.server.limits import Keys, Limits
 from lowbit.server.models import ServedModel
 from lowbit.server.stats import Counters
 from lowbit.server.supervisor import WORKER, Engine
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 KEEP_ALIVE_SECONDS = 75
 SEND_BUFFER_BYTES = 128 << 10
 CLOSING_SECONDS = 3  # for what the drain has left
@@ -67,7 +69,7 @@ def serve(options: Options, say: Callable[[str], None]) -> None:
         config = uvicorn.Config(
             App(models, _counters(models), options.limits, Keys(options.keys), options.version),
             loop="uvloop",
-            http="httptools",
+            http=connection(options.limits.body_seconds),
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -154,6 +156,8 @@ async def _run(
         await _first(started, ending, serving)
         if started.done():
             await started  # raises why a model cannot be loaded
+            if options.host not in LOOPBACK and not options.keys:
+                say("anybody who reaches this address may ask: give an --api-key")
             say(f"listening on {where}  (page: {where}/  API: {where}/v1)")
             await _first(ending, serving)
         else:
