@@ -36,6 +36,7 @@ def test_a_question_is_answered(page, server):
     figures = page.inner_text(".last .figures")
     assert re.match(r"100 tokens/s\s+first token [\d.]+ m?s\s+3 tokens\s", figures)
     assert "20 of 30 prompt tokens cached" in figures
+    assert page.inner_text(".last .figures .speed") == "100 tokens/s"
     assert "4 of 5 drafts accepted" in figures
     assert "seed 7" in figures
     ask(page, "And then?")

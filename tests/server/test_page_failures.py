@@ -75,6 +75,12 @@ def test_an_api_key_is_asked_for_and_kept_in_the_tab(page, server):
     page.reload()
     page.wait_for_selector("#model-a option", state="attached")
     assert page.is_hidden("#key-form")
+    server.key = "changed"
+    page.evaluate(POLL)
+    page.wait_for_selector("#key-form:visible")
+    server.key = None
+    page.evaluate(POLL)
+    page.wait_for_selector("#key-form", state="hidden")
     page.complaints.clear()
 
 

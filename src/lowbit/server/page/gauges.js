@@ -92,7 +92,7 @@ function card(model) {
   parts.root = h("article", { class: "engine", "data-model": model.id },
     h("h3", { text: model.id }),
     parts.what,
-    h("p", { class: "label" }, `KV cache, ${model.kv_bits} bits`, parts.kvText),
+    h("p", { class: "label" }, `${model.kv_bits}-bit KV cache`, parts.kvText),
     kv,
     parts.queue,
     h("details", {}, h("summary", { text: "Since it started" }), parts.more),

@@ -373,7 +373,8 @@ watch(
     const ids = stats.models.map((model) => model.id + model.weights_bytes).join("\n");
     if (ids !== told || !available.length) readModels().then(() => running || draw());
     told = ids;
-    if (!$("notice").hidden && available.length) notice("");
+    if (available.length) notice("");
+    $("key-form").hidden = true;
   },
 );
 

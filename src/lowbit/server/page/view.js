@@ -40,7 +40,7 @@ function answerView(answer, slot, acts, info) {
     root.dataset.status = answer.status;
     if (drawn !== answer.text) render((drawn = answer.text), text);
     wait.textContent = answer.status === "waiting" ? "Waits for its turn" : answer.status === "running" && !answer.text ? answer.progress || "Reading the prompt" : "";
-    figures.replaceChildren(...figureTexts(answer).map((part) => h("span", { text: part })));
+    figures.replaceChildren(...figureTexts(answer).map((part) => h("span", { class: part.endsWith("/s") && "speed", text: part })));
     copy.hidden = busy || !answer.text;
     const message = answer.error;
     error.hidden = !message;
