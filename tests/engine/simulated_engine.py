@@ -135,7 +135,7 @@ class Simulation:
         assert plan.decode_tokens + plan.prompt_tokens == sum(plan.counts)
         for job, count, samples in [*zip(plan.jobs, plan.counts, plan.samples)]:
             known = job.tokens[job.computed : job.computed + count - len(job.drafts)]
-            assert len(known) == count - len(job.drafts) and job.running
+            assert len(known) == count - len(job.drafts) > 0 and job.running
             assert samples == (job.computed + len(known) == len(job.tokens))
             self.memory.write(job, job.computed, known + job.drafts)
             ids = sampled(job.tokens, job.drafts) if samples else []

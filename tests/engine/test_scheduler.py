@@ -120,6 +120,7 @@ def test_streams_that_outgrow_the_memory_are_preempted_and_finish(blocks):
     while world.step():
         pass
     assert world.scheduler.preemptions > 0
+    assert world.order[0] == "0", "the first in rank was preempted"
     assert world.done == {name: alone(prompt, 300) for name, prompt in prompts.items()}
 
 
@@ -162,6 +163,18 @@ def test_priority_goes_first_and_takes_the_place_of_less():
     while world.step():
         pass
     assert world.order[0] == "high" and len(world.done) == 4
+
+
+def test_prompts_are_read_in_the_order_of_rank():
+    world = Simulation(16, chunk=32, prefix=False)
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        world.add(name, [3] * 200, new=2, tenant=tenant)
+    first = []
+    for _ in range(12):
+        first.append(world.step().jobs[0].request_id)
+    # A chunk for each tenant in turn, and within a tenant who came first.
+    assert first[:6] == ["a1", "b1"] * 3
+    assert not world.jobs["a2"].computed
 
 
 def test_a_shared_block_does_not_block_its_only_user():

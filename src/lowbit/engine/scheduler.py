@@ -2,8 +2,8 @@
 
 One rule: the positions in a job's cache catch up with its tokens. A stream lags by one token (and its
 guesses), a prompt by many, a prefix hit by fewer, and a job that was preempted by all it has. A step takes
-the streams first, then prompts in the order of fairness as far as its time budget goes (Sarathi-Serve,
-arXiv:2403.02310), then starts waiting jobs. Keys and values depend on positions only, so no decision made
+all streams first, then as many prompt tokens as its time budget allows (Sarathi-Serve, arXiv:2403.02310),
+of running and waiting jobs by priority, by what their tenant has used, by arrival. Keys and values depend on positions only, so no decision made
 here changes a token.
 
 Pure Python without a clock and without the model: a simulation runs the same class.
@@ -88,10 +88,7 @@ class Scheduler:
         if streams:
             self._plan_streams(streams, plan)
         left = self.chunk_tokens or self.times.chunk(plan.decode_tokens)
-        if len(streams) < len(self.running):
-            left = self._plan_prompts(left, plan)
-        if left > 0 and self.n_waiting:
-            self._start_waiting(left, plan)
+        self._plan_prompts(left, plan)
         return plan if plan.jobs else None
 
     def advance(self, job: Job, computed: int, new_ids: list[int]) -> None:
@@ -156,12 +153,33 @@ class Scheduler:
         """Smaller goes first and is preempted last."""
         return (-job.priority, self.tenants.used(job.tenant), job.arrival)
 
-    def _plan_prompts(self, left: int, plan: StepPlan) -> int:
-        for job in sorted(self.running, key=self._rank):
-            lag = job.lag
-            if lag > 1 and left > 0:
-                left -= self._take_chunk(job, min(lag, left), plan)
-        return left
+    def _plan_prompts(self, left: int, plan: StepPlan) -> None:
+        """Chunks of `left` tokens in all for running and waiting jobs, best in rank first."""
+        prompts = [job for job in self.running if job.lag > 1]
+        if len(prompts) > 1:
+            prompts.sort(key=self._rank, reverse=True)
+        passed_over: list[Job] = []
+        may_start = True
+        while left > 0:
+            waiting = None
+            if may_start and self.n_waiting and len(passed_over) < MAX_PASSED_OVER:
+                waiting = self._first_waiting()
+            if waiting is not None and (not prompts or self._rank(waiting) < self._rank(prompts[-1])):
+                if self.prefix is not None and not waiting.scoring and self.prefix.in_flight(waiting):
+                    self._unqueue(waiting)
+                    passed_over.append(waiting)
+                elif self._start(waiting, plan):
+                    left -= self._take_chunk(waiting, min(waiting.lag, left), plan)
+                else:
+                    may_start = False
+            elif prompts:
+                job = prompts.pop()
+                if job.running:  # not preempted just now
+                    left -= self._take_chunk(job, min(job.lag, left), plan)
+            else:
+                break
+        for job in passed_over:
+            self._queue(job)
 
     def _take_chunk(self, job: Job, count: int, plan: StepPlan) -> int:
         lag = job.lag
@@ -170,20 +188,6 @@ class Scheduler:
         plan.add(job, count, count == lag)
         plan.prompt_tokens += count
         return count
-
-    def _start_waiting(self, left: int, plan: StepPlan) -> None:
-        passed_over: list[Job] = []
-        while left > 0 and self.n_waiting and len(passed_over) < MAX_PASSED_OVER:
-            job = self._first_waiting()
-            if self.prefix is not None and not job.scoring and self.prefix.in_flight(job):
-                self._unqueue(job)
-                passed_over.append(job)
-                continue
-            if not self._start(job, plan):
-                break
-            left -= self._take_chunk(job, min(job.lag, left), plan)
-        for job in passed_over:
-            self._queue(job)
 
     def _start(self, job: Job, plan: StepPlan) -> bool:
         """Begin a waiting job with all blocks that its tokens need, or not at all."""
