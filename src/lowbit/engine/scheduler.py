@@ -3,8 +3,8 @@
 One rule: the positions in a job's cache catch up with its tokens. A stream lags by one token (and its
 guesses), a prompt by many, a prefix hit by fewer, and a job that was preempted by all it has. A step takes
 all streams first, then as many prompt tokens as its time budget allows (Sarathi-Serve, arXiv:2403.02310),
-of running and waiting jobs by priority, by what their tenant has used, by arrival. Keys and values depend on positions only, so no decision made
-here changes a token.
+of running and waiting jobs by priority, by what their tenant has used, by arrival. Keys and
+values depend on positions only, so no decision made here changes a token.
 
 Pure Python without a clock and without the model: a simulation runs the same class.
 """
