@@ -5,10 +5,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 
 LONG = {"max_tokens": 3000, "ignore_eos": True, "temperature": 0}
 
@@ -44,7 +47,7 @@ def slow(start_slow):
     """One request at a time, 64 prompt tokens per step, 5 ms per step."""
     return start_slow(
         step_seconds=0.005,
-        engine={"max_sequences": 1, "chunk_tokens": 64, "prefix_cache": False},
+        engine={"max_sequences": 1, "chunk_tokens": 64, "prefix_cache": False, "max_queued_tokens": 3500},
         limits={"write_seconds": 0.5, "ping_seconds": 0.5, "body_seconds": 0.5, "requests": 40},
         keys=["anna", "ben"],
     )
@@ -146,6 +149,28 @@ def test_one_tenant_may_not_take_every_slot(slow, key):
         stream.close()
     slow.until(rest(slow, key), "rest")
     assert slow.post("/v1/completions", {"prompt": "a", "max_tokens": 1}, key).status == 200
+
+
+def test_a_full_queue(slow, key):
+    """More prompt tokens than may wait: 429, and an estimate of when to come back."""
+    streams = [slow.stream("/v1/completions", key, prompt="a", **LONG)]
+    next(iter(streams[0]))
+    streams.append(slow.stream("/v1/completions", key, prompt="b" * 2000, **LONG))
+    assert streams[1].status == 200
+    for streaming in (False, True):
+        refused = slow.post("/v1/completions", {"prompt": "c" * 2000, "stream": streaming}, key)
+        assert refused.status == 429 and refused.error()["code"] == "queue_full"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "max_queued_tokens=3500" in refused.error()["message"]
+    for stream in streams:
+        stream.close()
+    slow.until(rest(slow, key), "rest")
+
+
+def test_no_tenant_is_before_another(slow, key):
+    refused = slow.post("/v1/completions", {"prompt": "a", "priority": 1}, key)
+    assert refused.status == 400 and refused.error()["param"] == "priority"
+    assert slow.post("/v1/completions", {"prompt": "a", "max_tokens": 1, "priority": -1}, key).status == 200
 
 
 def test_wrong_keys(slow):
@@ -338,8 +363,6 @@ def test_a_model_that_cannot_be_loaded(tmp_path, start_server):
 
 
 def test_an_address_in_use(server, tiny_model):
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-m", "lowbit.cli", "serve", str(tiny_model), "--port", str(server.port)],
         capture_output=True,

@@ -2,7 +2,10 @@
 
 import json
 import random
+import sys
 import threading
+
+import pytest
 
 REQUESTS, CLIENTS = 400, 8
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
@@ -64,6 +67,7 @@ def memory_kb(pid):
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
 def test_soak(server):
     soak(server, REQUESTS // 2)
     children = f"/proc/{server.process.pid}/task/{server.process.pid}/children"

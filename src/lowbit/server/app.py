@@ -136,6 +136,12 @@ class App:
             request = await self._read(kind, scope, receive)
             model = self.model(request.model)
             model.engine.check()
+            if len(self._keys) > 1 and (request.priority or 0) > 0:
+                raise invalid(
+                    f"priority={request.priority}: above 0 it would take from the other keys of this server; "
+                    "choose 0 or less",
+                    "priority",
+                )
             generation = Generation(model, await make_job(request, model), tenant)
             return await self._answer(generation, make_renderer(generation), receive, send)
         finally:

@@ -78,7 +78,8 @@ class CompletionRenderer:
         if offset is None:
             offset = 0
             if job.echo:
-                text = model.tokenizer.decode(choice.prompt, skip_special=False) + text
+                begins = choice.prompt[0] == model.tokenizer.bos_id  # the tokenizer wrote it, not the client
+                text = model.tokenizer.decode(choice.prompt[begins:], skip_special=False) + text
                 scored = [*(choice.prompt_scored or []), *scored]
         self._offsets[choice.index] = offset + len(text)
         if job.logprobs is None or (not scored and not text):
