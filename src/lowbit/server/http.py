@@ -19,6 +19,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 JSON = b"application/json"
+MAX_DISCARDED_BYTES = 64 << 20
 EVENTS = b"text/event-stream; charset=utf-8"
 
 
@@ -28,9 +29,6 @@ class Disconnected(Exception):
 
 async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) -> bytes:
     """The body, at most `limit` bytes within `seconds`."""
-    declared = header(scope, b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise _too_large(int(declared), limit)
     try:
         return await asyncio.wait_for(_read(receive, limit), seconds)
     except asyncio.TimeoutError:
@@ -38,17 +36,22 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
         size += len(message["body"])
-        if size > limit:
-            raise _too_large(size, limit)
-        parts.append(message["body"])
-        if not message.get("more_body"):
-            return b"".join(parts)
+        if size <= limit:
+            parts.append(message["body"])
+        else:  # read on for a while, or the client would meet a closed connection and not the reason
+            parts.clear()
+        if not message.get("more_body") or size > limit + MAX_DISCARDED_BYTES:
+            break
+    if size > limit:
+        raise _too_large(size, limit)
+    return b"".join(parts)
 
 
 def _too_large(size: int, limit: int) -> ApiError:
