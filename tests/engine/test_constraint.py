@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -153,9 +154,23 @@ def test_answers_do_not_share_a_state(grammars):
 
 def test_compiled_grammars_are_bounded(grammars, monkeypatch):
     monkeypatch.setattr(constraint, "KEPT", 2)
-    for text in ("a", "b", "c", "d"):
+    monkeypatch.setattr(grammars, "_compiled", {})
+    for text in ("a", "b", "c", "a", "d"):
         assert allowed(grammars.constraint(Grammar.choice([text])).mask()) == [ord(text)]
-    assert len(grammars._compiled) <= max(2, 64)
+    assert [grammar.text for grammar in grammars._compiled] == ['["a"]', '["d"]']
+
+
+def test_several_threads_compile(grammars, monkeypatch):
+    monkeypatch.setattr(constraint, "KEPT", 3)
+    monkeypatch.setattr(grammars, "_compiled", {})
+
+    def masks(worker):
+        texts = [chr(97 + (worker + i) % 12) for i in range(60)]
+        return all(allowed(grammars.constraint(Grammar.choice([t])).mask()) == [ord(t)] for t in texts)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(masks, range(6)))
+    assert len(grammars._compiled) <= 3
 
 
 def test_a_model_without_an_end_token(tokenizer, library):

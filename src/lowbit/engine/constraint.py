@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,6 +212,7 @@ class Grammars:
         self._columns = len(tokens)
         self._tokenizer = llguidance().LLTokenizer(_TokenTable(tokenizer, tokens, ends), eos_token=ends)
         self._compiled: dict[Grammar, Any] = {}
+        self._lock = threading.Lock()
 
     def constraint(self, grammar: Grammar) -> GrammarConstraint:
         """A new answer in this form. Raises RequestError if the grammar is faulty or no text fits it."""
@@ -224,9 +226,10 @@ class Grammars:
                 reason = probe.get_error().splitlines()[0][:300]
                 reason = "no text fits it" if reason.startswith("NoExtension") else reason
                 raise RequestError(f"{grammar.kind}: {reason}; correct or simplify it")
-            if len(self._compiled) >= KEPT:
-                self._compiled.pop(next(iter(self._compiled)), None)
-            self._compiled[grammar] = matcher
+            with self._lock:
+                if len(self._compiled) >= KEPT:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[grammar] = matcher
         return GrammarConstraint(matcher.deep_copy(), self._vocabulary, self._columns)
 
 
