@@ -32,6 +32,7 @@ lowbit runs language models in few bits.
   lowbit run smollm2-135m "What is a language model?"       ask (fetches the model once)
   lowbit quantize smollm2-135m int4-g32 -o smol-int4        make it smaller
   lowbit chat smol-int4                                     talk
+  lowbit serve smol-int4                                    OpenAI's API, and a page
 
 `lowbit help` lists all verbs, `lowbit VERB --help` their options.
 """
