@@ -101,6 +101,24 @@ def test_the_context_of_the_draft_is_the_limit(model):
     assert s.propose("b", [65] * (model.context + 5), 8) == []
 
 
+def test_a_draft_that_fails_is_left_alone(model):
+    """Its logits may not be finite where those of the model are."""
+    s, tokens, calls = drafter(model), list(b"abc"), []
+
+    def fails(*arguments):
+        calls.append(1)
+        raise RuntimeError("logits are not finite")
+
+    s._decoder = SimpleNamespace(logits=model.decoder.logits, sample=fails)
+    s._catch_up = lambda draft, tokens: True
+    for _ in range(3):
+        s.begin(1, CHEAP)
+        assert s.propose("a", tokens, 4) == []
+    assert len(calls) == 1 and s._drafts["a"].cache is None
+    s.propose("b", tokens, 4)
+    assert len(calls) == 2
+
+
 def test_sequences_are_forgotten(model):
     s = drafter(model)
     s.propose("a", list(b"abc"), 4)

@@ -41,6 +41,7 @@ class _Draft:
     guesses: list[int] = field(default_factory=list)  # the last ones
     kinds: list[int] = field(default_factory=list)  # the class of each
     guessed_at: int = 0  # position of the first
+    failed: bool = False  # the draft model cannot go on
 
 
 class DraftModelSpeculator:
@@ -77,7 +78,16 @@ class DraftModelSpeculator:
             self._sequences += 1
         self._learn(draft, tokens)
         limit = min(limit, self._max_draft, self._context - len(tokens))
-        if limit < 1 or not self._worth(draft, limit) or not self._catch_up(draft, tokens):
+        if limit < 1 or draft.failed or not self._worth(draft, limit):
+            return []
+        try:
+            return self._draft(draft, tokens, limit)
+        except UnsupportedError:  # its logits are not finite: the answer goes on without guesses
+            draft.failed, draft.cache = True, None
+            return []
+
+    def _draft(self, draft: _Draft, tokens: Sequence[int], limit: int) -> list[int]:
+        if not self._catch_up(draft, tokens):
             return []
         draft.guessed_at = len(tokens)
         last, chances = tokens[-1], list[float]()
