@@ -72,14 +72,14 @@ BUDGETS: dict[str, tuple[tuple[str, ...], ...]] = {
 MIXED = ("rtn", "descent")
 UNIFORM = (("gptq", "int3-row"), ("descent", "int3-row"), ("gptq", "int3-g32-m4"), ("descent", "int3-g32-m4"))
 # SmolLM2: width, method, format, and options. llama.cpp's files keep the embedding in 8.5 bits, which leaves
-# less for the layers: budgets in bytes of everything are just below those of Q4_K_M, Q3_K_M and Q2_K.
+# less for the layers: budgets in bytes of everything are just below those of Q3_K_M and Q2_K.
 LIGHT = ("--embedding", "int6-g32", "--choices", "int4-g16-m4,int4-g32,int5-g32,int6-g32,int8-g32")
 SMALL: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("4", "rtn", "int4-g32", ()),
     ("4", "gptq", "int4-g32", ()),
-    ("4", "rtn", "auto", ("--bytes", "100MB", *LIGHT)),
+    ("4", "hqq:start=minmax", "int4a-g32", ("--embedding", "int6-g32")),  # offsets hold what Q4_1 holds
+    ("4", "hqq:start=minmax", "int4a-g32", ("--embedding", "int5-g32")),
     ("4", "rtn", "auto", ("--bytes", "88MB", *LIGHT)),
-    ("4", "rtn", "auto", ("--bytes", "83MB", *LIGHT)),
     ("4", "gptq", "auto", ("--bytes", "83MB", *LIGHT)),
     ("3", "rtn", "int3-g32", ()),
     ("3", "gptq", "int3-g32", ()),
