@@ -178,3 +178,64 @@ def test_prompt_scores(model, chunk):
     assert [top[0][0] for top in scores.tops] == logits[:-1].argmax(1).tolist()
     ids = [token for o in outputs for token in o.ids]
     assert ids == model.generate_ids(prompt, SamplingParameters(max_tokens=3))
+
+
+class Letters:
+    """Allows only some tokens; ends after `most` of them, or breaks."""
+
+    def __init__(self, allowed, most=100, breaks=None):
+        self.allowed, self.most, self.breaks, self.seen = allowed, most, breaks, []
+
+    @property
+    def finished(self):
+        return len(self.seen) == self.most
+
+    def mask(self):
+        if self.breaks == "mask" and len(self.seen) == 2:
+            raise RequestError("grammar: too deep")
+        words = np.zeros(-(-260 // 32), np.uint32)
+        for token in self.allowed:
+            words[token // 32] |= 1 << token % 32
+        return words
+
+    def accept(self, token_id):
+        assert token_id in self.allowed
+        if self.breaks == "accept" and len(self.seen) == 2:
+            raise RequestError("grammar: too deep")
+        self.seen.append(token_id)
+
+
+@pytest.mark.parametrize("speculation", [None, "ngram"])
+def test_constraints(model, speculation):
+    """They hold, end and fail each for its own request."""
+    core = EngineCore(model, EngineConfig(speculation=speculation))
+    free = SamplingParameters(max_tokens=9, ignore_eos=True)
+    eos = min(model.eos_ids)
+    constraints = {
+        "two": Letters([65, 66], most=5),
+        "end": Letters([eos]),
+        "none": Letters([]),
+        "mask": Letters([65, 66], breaks="mask"),
+        "accept": Letters([65, 66], breaks="accept"),
+        "long": Letters([70, 71]),
+    }
+    for name, constraint in constraints.items():
+        parameters = replace(free, min_tokens=3, ignore_eos=False)
+        core.add(Request([65, 66, 65], parameters, request_id=name, constraint=constraint))
+    core.add(Request([65, 66, 65], free, request_id="free"))
+    done = finish(core)
+    assert {name: last.finish_reason for name, (_, last) in done.items()} == {
+        "two": "stop",
+        "end": "eos",
+        "none": "error",
+        "mask": "error",
+        "accept": "error",
+        "long": "length",
+        "free": "length",
+    }
+    assert done["two"][0] == constraints["two"].seen and len(done["two"][0]) == 5
+    assert len(done["mask"][0]) == len(done["accept"][0]) == 2 and set(done["long"][0]) <= {70, 71}
+    assert "too deep" in done["mask"][1].error and "too deep" in done["accept"][1].error
+    assert "no token is left" in done["none"][1].error
+    assert done["free"][0] == model.generate_ids([65, 66, 65], free)
+    assert core.stats()["kv_blocks_used"] == core.stats()["kv_blocks_cached"] and not core._constrained

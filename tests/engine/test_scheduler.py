@@ -4,6 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lowbit.engine.fairness import TenantCounters
+
 from .simulated_engine import BLOCK, Simulation, alone, next_token
 
 FAMILIES = [[(i * 13 + f) % 50 for i in range(900)] for f in range(3)]
@@ -150,6 +152,39 @@ def test_counters_differ_by_no_more_than_what_runs():
         used = world.scheduler.tenants.used
         assert abs(used("a") - used("b")) <= bound
     assert used("a") > bound, "the test sees nothing"
+
+
+def test_who_was_away_saves_up_nothing_and_forgets_nothing():
+    counters = TenantCounters()
+    counters.enter("a")
+    counters.charge("a", 100, 50)
+    counters.enter("new")
+    assert counters.used("a") == 200 == counters.used("new")
+    counters.charge("new", 10, 0)
+    counters.leave("new")
+    counters.enter("new")
+    assert counters.used("new") == 210, "leaving made it cheaper"
+    counters.leave("new")
+    counters.charge("a", 30, 0)
+    counters.enter("new")
+    assert counters.used("new") == 230, "idle time was saved up"
+    for i in range(1000):
+        counters.enter(f"passing {i}")
+        counters.charge(f"passing {i}", i, 0)
+        counters.leave(f"passing {i}")
+        counters.charge("a", 20, 0)
+        counters.charge("new", 20, 0)
+    assert len(counters._left_at) < 200
+
+
+def test_nobody_waits_for_a_prefix_of_lower_priority():
+    world = Simulation(16, chunk=64)
+    world.add("low", FAMILIES[0][:700], new=2)
+    world.step()
+    same = world.add("same", FAMILIES[0][:700], new=2)
+    high = world.add("high", FAMILIES[0][:700], new=2, priority=1)
+    world.step()
+    assert high.computed > 0 and not same.running
 
 
 def test_priority_goes_first_and_takes_the_place_of_less():
