@@ -52,47 +52,39 @@ LOWBIT_INLINE void dot_pair(I32 (&sum)[2], U8 w0, U8 w1, const int8_t* x, size_t
 
 // Sums of a segment scaled and added up while they are in registers: add_total() of decode.h. Everything that
 // is not a number is read first: a store through a pointer might change it, thinks the compiler.
-template <size_t columns>
-LOWBIT_INLINE void finish(const I32 (&sum)[columns][2], const Totals& o, const Span& s) {
+template <size_t columns, bool outer, bool first, bool last>
+LOWBIT_INLINE void finish_as(const I32 (&sum)[columns][2], const Totals& o, const Span& s) {
   const float *scales = o.scales + s.group * kBlockRows,
               *activations = o.activations + s.k / kActivationGroup;
   float *const f = o.f, *const run = o.run;
   const size_t groups = o.groups;
-  const bool single = s.first && s.last, last = s.last, outer = o.weights_outer;
   const F32 weights[2] = {load(scales), load(scales + kTileRows)};
-  if (outer && single) {
-    expand<columns>([&](auto c) LOWBIT_EXPANDED {
-      const F32 activation = set1(activations[c * groups]);
-      expand<2>([&](auto tile) LOWBIT_EXPANDED {
-        float* const at = f + c * kBlockRows + tile * kTileRows;
-        store(at, fma(mul(to_f32(sum[c][tile]), activation), weights[tile], load(at)));
-      });
-    });
-    return;
-  }
-  if (outer) {
-    expand<columns>([&](auto c) LOWBIT_EXPANDED {
-      const F32 activation = set1(activations[c * groups]);
-      expand<2>([&](auto tile) LOWBIT_EXPANDED {
-        float* const at = run + c * kBlockRows + tile * kTileRows;
-        store(at, fma(to_f32(sum[c][tile]), activation, load(at)));
-      });
-    });
-  } else {
-    expand<2 * columns>([&](auto i) LOWBIT_EXPANDED {
-      float* const at = run + i * kTileRows;
-      store(at, fma(to_f32(sum[i / 2][i % 2]), weights[i % 2], load(at)));
-    });
-  }
-  if (!last) return;
-  for (size_t c = 0; c < columns; ++c) {
-    const F32 activation = set1(activations[c * groups]);
+  expand<columns>([&](auto c) LOWBIT_EXPANDED {
+    const F32 activation = outer || last ? set1(activations[c * groups]) : F32();
     expand<2>([&](auto tile) LOWBIT_EXPANDED {
-      const size_t at = c * kBlockRows + tile * kTileRows;
-      store(f + at, fma(load(run + at), outer ? weights[tile] : activation, load(f + at)));
-      store(run + at, set1(-0.0f));
+      constexpr size_t at = c * kBlockRows + tile * kTileRows;
+      const F32 total = to_f32(sum[c][tile]), inner = outer ? activation : weights[tile];
+      const F32 open = first ? mul(total, inner) : fma(total, inner, load(run + at));
+      if constexpr (last)
+        store(f + at, fma(open, outer ? weights[tile] : activation, load(f + at)));
+      else
+        store(run + at, open);
     });
+  });
+}
+
+template <size_t columns>
+LOWBIT_INLINE void finish(const I32 (&sum)[columns][2], const Totals& o, const Span& s) {
+  if (o.weights_outer) {
+    if (s.first && s.last) return finish_as<columns, true, true, true>(sum, o, s);
+    if (s.first) return finish_as<columns, true, true, false>(sum, o, s);
+    if (s.last) return finish_as<columns, true, false, true>(sum, o, s);
+    return finish_as<columns, true, false, false>(sum, o, s);
   }
+  if (s.first && s.last) return finish_as<columns, false, true, true>(sum, o, s);
+  if (s.first) return finish_as<columns, false, true, false>(sum, o, s);
+  if (s.last) return finish_as<columns, false, false, true>(sum, o, s);
+  return finish_as<columns, false, false, false>(sum, o, s);
 }
 
 template <int bits, Map map, size_t columns>

@@ -30,7 +30,7 @@ struct Totals {
   const float* activations;  // the first token's scales, those of the others `groups` apart
   size_t groups;
   float* f;    // [column][32]
-  float* run;  // [column][32], the runs that are open: -0 where one begins
+  float* run;  // [column][32], the runs that are open
 };
 
 // The integer sums of `count` spans: sums[span][column][tile]. Or, where kFinishes, with null `sums`: added
