@@ -12,6 +12,7 @@ namespace {
 constexpr size_t kFewTokens = 2;      // up to here members repeat work on rows instead of sharing it
 constexpr size_t kPassStep = 96;      // tokens: full column tiles of the products and full tiles of queries
 constexpr size_t kLargestPass = 480;  // products gain nothing from more
+constexpr size_t kPassSlack = 24;     // that passes may share beyond their size: decoding beside a full chunk
 constexpr size_t kColumns = 6;        // tokens that a register tile of the products takes
 // Beyond a step, rows of a pass take at most 1/32 of the weights' memory, and 1/16 of what exceeds 128 MB.
 constexpr size_t kPassShare = 32, kLargeWeights = size_t{128} << 20;
@@ -197,7 +198,8 @@ void DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector
   ends_.clear();
   for (const Run& run : runs) ends_.push_back((ends_.empty() ? 0 : ends_.back()) + run.count);
   // Passes of equal size: a short one at the end would unpack all weights for a few tokens.
-  const size_t passes = (tokens.size() + pass_tokens_ - 1) / pass_tokens_;
+  const size_t counted = tokens.size() - std::min(kPassSlack, tokens.size() - 1);
+  const size_t passes = (counted + pass_tokens_ - 1) / pass_tokens_;
   const size_t size = round_up((tokens.size() + passes - 1) / passes, kColumns);
   for (size_t begin = 0; begin < tokens.size(); begin += size) {
     plan_pass(begin, std::min(tokens.size(), begin + size), crew->size());
