@@ -119,9 +119,53 @@ void sums_of(const CodeTerm& t, const Columns& o, const Span* spans, size_t coun
   }
 }
 
+// Both limbs of `tokens` tokens: the codes are unpacked once for them and the integers joined in registers.
+template <int bits, Map map, size_t tokens>
+void paired_sums_of(const CodeTerm& t, const Columns& o, const Span* spans, size_t count, I32*,
+                    const Totals& totals) {
+  const uint8_t* codes = o.codes + spans->k / kChunk * 2 * 64 * bits;
+  const int32_t* starts = o.starts;
+  const size_t stride = o.stride;
+  for (const Span* s = spans; s < spans + count; ++s, starts += tokens) {
+    I32 high[tokens][2], low[tokens][2];
+    expand<tokens>([&](auto c) LOWBIT_EXPANDED {
+      high[c][0] = high[c][1] = zero_i32();
+      low[c][0] = low[c][1] = set1_i32(starts[c]);
+    });
+    const int8_t* x[(tokens + 1) / 2][2];  // every second token's limbs
+    expand<(tokens + 1) / 2>([&](auto i) LOWBIT_EXPANDED {
+      x[i][0] = o.x + 2 * i * stride + s->k;
+      x[i][1] = o.low + 2 * i * stride + s->k;
+    });
+    for (size_t k = s->k; k < s->end; k += kChunk) {
+      U8 v[2][bits];
+      expand<2 * bits>([&](auto i) LOWBIT_EXPANDED { v[i / bits][i % bits] = load_u8(codes + 64 * i); });
+      expand<kSteps>([&](auto step) LOWBIT_EXPANDED {
+        const U8 w0 = step_of<bits, map, step>(t, v[0]), w1 = step_of<bits, map, step>(t, v[1]);
+        expand<tokens>([&](auto c) LOWBIT_EXPANDED {
+          dot_pair<c % 2, 4 * step>(high[c], w0, w1, x[c / 2][0], stride);
+          dot_pair<c % 2, 4 * step>(low[c], w0, w1, x[c / 2][1], stride);
+        });
+      });
+      fetch<2 * bits>(o, codes, k / kChunk);
+      codes += 2 * 64 * bits;
+      expand<(tokens + 1) / 2>([&](auto i) LOWBIT_EXPANDED { x[i][0] += kChunk, x[i][1] += kChunk; });
+    }
+    expand<2 * tokens>([&](auto i) LOWBIT_EXPANDED {
+      low[i / 2][i % 2] = add(shift_left<7>(high[i / 2][i % 2]), low[i / 2][i % 2]);
+    });
+    finish<tokens>(low, totals, *s);
+  }
+}
+
 template <int bits, Map map, size_t... columns>
 ColumnSums by_width(size_t width, std::index_sequence<columns...>) {
   constexpr ColumnSums all[] = {sums_of<bits, map, columns + 2>...};
+  return all[width - 2];
+}
+template <int bits, Map map, size_t... tokens>
+ColumnSums paired_by_width(size_t width, std::index_sequence<tokens...>) {
+  constexpr ColumnSums all[] = {paired_sums_of<bits, map, tokens + 2>...};
   return all[width - 2];
 }
 
@@ -130,6 +174,12 @@ ColumnSums kernel(const CodeTerm& t, size_t columns) {
   constexpr auto widths = std::make_index_sequence<kMostColumns - 1>();
   if (t.map == Map::linear) return by_width<bits, Map::linear>(columns, widths);
   return by_width<bits, Map::table1>(columns, widths);
+}
+template <int bits>
+ColumnSums paired_kernel(const CodeTerm& t, size_t tokens) {
+  constexpr auto widths = std::make_index_sequence<kMostPaired - 1>();
+  if (t.map == Map::linear) return paired_by_width<bits, Map::linear>(tokens, widths);
+  return paired_by_width<bits, Map::table1>(tokens, widths);
 }
 #else
 // Registers for a tile's sums are few here: a chunk is unpacked to bytes in the first-level cache, which
@@ -164,29 +214,46 @@ template <int bits>
 ColumnSums kernel(const CodeTerm& t, size_t) {
   return t.map == Map::linear ? sums_of<bits, Map::linear> : sums_of<bits, Map::table1>;
 }
+template <int bits>
+ColumnSums paired_kernel(const CodeTerm&, size_t) {
+  return nullptr;  // never asked for: sums leave the registers between chunks
+}
 #endif
 
 }  // namespace
 
-ColumnSums column_sums(const CodeTerm& t, size_t columns) {
-  switch (t.bits) {
+namespace {
+
+template <typename Choose>
+ColumnSums by_bits(int bits, Choose choose) {
+  switch (bits) {
     case 1:
-      return kernel<1>(t, columns);
+      return choose(std::integral_constant<int, 1>());
     case 2:
-      return kernel<2>(t, columns);
+      return choose(std::integral_constant<int, 2>());
     case 3:
-      return kernel<3>(t, columns);
+      return choose(std::integral_constant<int, 3>());
     case 4:
-      return kernel<4>(t, columns);
+      return choose(std::integral_constant<int, 4>());
     case 5:
-      return kernel<5>(t, columns);
+      return choose(std::integral_constant<int, 5>());
     case 6:
-      return kernel<6>(t, columns);
+      return choose(std::integral_constant<int, 6>());
     case 7:
-      return kernel<7>(t, columns);
+      return choose(std::integral_constant<int, 7>());
     default:
-      return kernel<8>(t, columns);
+      return choose(std::integral_constant<int, 8>());
   }
+}
+
+}  // namespace
+
+ColumnSums column_sums(const CodeTerm& t, size_t columns) {
+  return by_bits(t.bits, [&](auto bits) { return kernel<bits>(t, columns); });
+}
+
+ColumnSums paired_sums(const CodeTerm& t, size_t tokens) {
+  return by_bits(t.bits, [&](auto bits) { return paired_kernel<bits>(t, tokens); });
 }
 
 }  // namespace lowbit::LOWBIT_ISA

@@ -137,6 +137,7 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
   const Scratch memory = lay_out(t, padded, scratch);
   const size_t count = cut(t, padded, memory.spans);
   const AddSums add = adder_of(t, a.limbs);
+  const bool paired = kFinishes && a.limbs == 2 && is_plain(t);
   const int32_t lowered = kSignedBytes && (t.map != Map::linear || t.bits == 8) ? 128 : 0;
   const int32_t base = lowered + (t.map != Map::linear ? -128 : is_plain(t) ? t.base : 0);
   const int32_t zeros[kBatch * kMostColumns] = {};
@@ -151,7 +152,8 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
     }
     // Codes that are read once come straight to the first-level cache. Otherwise those of the next block are
     // asked for while this one's are multiplied, in equal parts by all tiles.
-    const size_t tiles = a.tokens <= kMostColumns ? 1 : (a.tokens + kMostShared - 1) / kMostShared;
+    const size_t most = paired ? kMostPaired : kMostColumns, shared = paired ? kMostPaired : kMostShared;
+    const size_t tiles = a.tokens <= most ? 1 : (a.tokens + shared - 1) / shared;
     const bool once = tiles == 1 && !t.base3;
     const size_t lines = (block_bytes / 64 + chunks * tiles - 1) / (chunks * tiles);
     const uint8_t* ahead = once ? nullptr : t.codes + (block + b + 1) * block_bytes;
@@ -160,7 +162,7 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
       tile.count = (a.tokens - tile.first + left - 1) / left;
       int32_t* const starts = memory.starts + tile.first * count;
       if (b == 0) find_starts(base, a, tile, memory.spans, count, starts);
-      const ColumnSums sums_of = column_sums(t, tile.count);
+      const ColumnSums sums_of = paired ? paired_sums(t, tile.count) : column_sums(t, tile.count);
       for (size_t i = 0; i < tile.count * kBlockRows; i += kTileRows) store(open + i, set1(-0.0f));
       const auto next = [&] {
         tile.first += tile.count;
@@ -169,9 +171,10 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
       float* const out = acc + (b * a.tokens + tile.first) * kBlockRows;
       const Totals totals = {
           runs_of(t).weights_outer, memory.scales, a.scales + tile.first * a.groups, a.groups, out, open};
-      if (kFinishes && a.limbs == 1 && is_plain(t)) {
-        const Columns columns = {codes, a.high + tile.first * padded, padded, tile.count, starts, ahead,
-                                 lines};
+      if (paired || (kFinishes && a.limbs == 1 && is_plain(t))) {
+        const size_t from = tile.first * padded;
+        const Columns columns = {codes,  a.high + from, padded, tile.count,
+                                 starts, ahead,         lines,  paired ? a.low + from : nullptr};
         sums_of(t, columns, memory.spans, count, nullptr, totals);
         next();
         continue;
@@ -181,7 +184,7 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
         for (int limb = 0; limb < a.limbs; ++limb) {
           const int8_t* const x = (limb ? a.low : a.high) + tile.first * padded;
           const int32_t* const begin = limb + 1 == a.limbs ? starts + from * tile.count : zeros;
-          sums_of(t, {codes, x, padded, tile.count, begin, ahead, lines}, batch.spans, batch.count,
+          sums_of(t, {codes, x, padded, tile.count, begin, ahead, lines, nullptr}, batch.spans, batch.count,
                   sums[limb], totals);
         }
         add(t, block + b, memory.scales, a, tile, batch, out, open);

@@ -16,11 +16,12 @@ struct Columns {
   const uint8_t* codes;  // of the block, in planes
   const int8_t* x;       // of the first token, the others `stride` bytes apart
   size_t stride, count;
-  const int32_t* starts;  // [span][count], added to every sum
+  const int32_t* starts;  // [span][count], added to every sum (of the low limb where there are two)
   // Lines to fetch with each chunk, of the block that follows; null: this block's own codes are fetched
   // ahead.
   const uint8_t* ahead;
   size_t lines;
+  const int8_t* low;  // paired_sums() only: the low limb where x is the high one
 };
 
 // Where sums go at the end of a segment of a plain term with one limb of activations.
@@ -48,6 +49,9 @@ constexpr size_t kMostColumns = 32;
 #endif
 // Precondition: 2 <= columns <= kMostColumns.
 ColumnSums column_sums(const CodeTerm& t, size_t columns);
+// The same for both limbs of 2 to kMostPaired tokens of a plain term at once, added to `totals`.
+constexpr size_t kMostPaired = kMostColumns / 2;
+ColumnSums paired_sums(const CodeTerm& t, size_t tokens);
 
 // A block of base-3 codes as planes of two bits: [chunks][2][128].
 void base3_planes(const CodeTerm& t, const uint8_t* codes, size_t chunks, uint8_t* planes);
