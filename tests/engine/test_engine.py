@@ -2,8 +2,10 @@
 
 import asyncio
 import gc
+import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -363,3 +365,31 @@ def test_the_example_of_the_module_runs(tiny_model, capsys):
     code = "\n".join(line[4:] for line in lines if line.startswith("    "))
     exec(code.replace("smollm2-135m", str(tiny_model)), {"lowbit": lowbit})
     assert capsys.readouterr().out.strip()
+
+
+def test_nothing_is_left_of_callers_that_come_and_go(model):
+    """Whole answers, streams left early, cancelled ones, at random and from several threads."""
+    config = lowbit.EngineConfig(speculation="ngram", max_sequences=8, kv_blocks=12)
+
+    def caller(seed):
+        rng = random.Random(seed)
+        for i in range(40):
+            prompt = "".join(rng.choice("abcde ") for _ in range(rng.randrange(1, 100)))
+            parameters = Say(max_tokens=rng.choice([5, None]), temperature=1.0, seed=i, ignore_eos=True)
+            answer = engine.stream(prompt, parameters)
+            kind = rng.randrange(3)
+            if kind == 0:
+                assert answer.generation.finish_reason in ("length", "context")
+            elif kind == 1:
+                next(answer, None)
+            else:
+                answer.cancel()
+                assert answer.generation.finish_reason in ("length", "context", "cancelled")
+
+    with lowbit.Engine(model, config) as engine:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(caller, range(4)))
+        gc.collect()
+        stats = settled(engine)
+        assert used(stats) == 0 and stats["requests_finished"] == 160
+        assert not engine._loop._sinks and not engine._loop.core._speculator._histories
