@@ -224,6 +224,22 @@ def test_a_shared_block_does_not_block_its_only_user():
     assert set(world.done) == {"a", "b"}
 
 
+def test_nothing_is_evicted_for_a_job_that_does_not_fit():
+    world = Simulation(6)
+    world.add("kept", FAMILIES[0][: BLOCK + 70], new=1)
+    while world.step():
+        pass
+    world.add("runs", [1] * 700, new=60)
+    world.step()
+    waits = world.add("waits", [2] * 600, new=5)
+    for _ in range(5):
+        world.step()
+    assert not waits.running and world.prefix.idle_blocks == 2
+    while world.step():
+        pass
+    assert "waits" in world.done
+
+
 def test_eviction_takes_the_least_recent_and_the_deepest_first():
     world = Simulation(6, max_sequences=1)
     for name, family in (("old", 0), ("new", 1)):

@@ -369,8 +369,8 @@ _NOT_FINITE = (
 
 def _salt(model: LanguageModel) -> str:
     """Names the model and the format of its keys and values."""
-    config = model.config
-    return f"{config.family} {config.n_layers} {config.hidden_size} {model.nbytes} {model.context}"
+    c = model.config
+    return f"{c.family} {c.n_layers} {c.hidden_size} {model.nbytes} {model.context} kv{model.model.kv_bits}"
 
 
 def _speculator(speculation: Any, model: LanguageModel) -> Any:

@@ -230,9 +230,10 @@ class Scheduler:
             missing = need + (1 if self.running else 0) - self.memory.free_blocks
             if missing <= 0:
                 return True
-            if self.prefix is not None and self.prefix.evict(missing):
-                continue
-            if not self._preempt_for(job, plan):
+            # Nothing is evicted for a job that would not fit all the same.
+            if self.prefix is not None and missing <= self.prefix.idle_blocks:
+                self.prefix.evict(missing)
+            elif not self._preempt_for(job, plan):
                 return False
 
     def _preempt_for(self, job: Job, plan: StepPlan) -> bool:
