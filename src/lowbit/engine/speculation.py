@@ -19,6 +19,7 @@ from typing import Protocol
 
 MAX_DRAFT = 24  # guesses per step; beyond, a step that fails is dear and one that succeeds gains little
 HOPELESS = 0.01  # no guess is made that less probably is reached and true
+OTHERS = 8.0  # guesses of its own that a sequence needs to count as much as all the others
 MAX_CANDIDATES = 8  # earlier places compared; the newest first, as in LZ77
 MAX_MATCH = 24  # tokens compared backwards; longer matches are as sure as this
 
@@ -125,7 +126,7 @@ class OwnChances:
         self.seen[kind] = 0.9 * self.seen[kind] + 1
 
     def of(self, kind: int) -> float:
-        return (self.true[kind] + 2.0 * self.shared.of(kind)) / (self.seen[kind] + 2.0)
+        return (self.true[kind] + OTHERS * self.shared.of(kind)) / (self.seen[kind] + OTHERS)
 
 
 # Class of a match by its length. A length of 0 or 1 is an old match that a differing token has just
