@@ -48,6 +48,7 @@ def test_bodies_that_are_no_request(server, body, told):
         ({"logprobs": 21}, "logprobs", "<= 20"),
         ({"stop": ["a"] * 17}, "stop", "<= 16"),
         ({"stop": [""]}, "stop[0]", ">= 1"),
+        ({"stop": "a" * 1025}, "stop", "<= 1024"),
         ({"logit_bias": {"a": 1}}, "logit_bias", "matching"),
         ({"logit_bias": {"999": 1}}, "logit_bias", "outside the vocabulary of 260"),
         ({"logit_bias": {"9": 101}}, None, "100"),

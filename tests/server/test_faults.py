@@ -297,7 +297,8 @@ def test_the_engine_is_killed(watched):
     assert server.get("/health").status == 200
     assert server.get("/ready").status == 503
     assert server.get("/stats").json()["models"][0]["engine"] is None
-    server.until(lambda: server.get("/ready").status == 200, "the restart", seconds=60)
+    server.until(lambda: server.get("/ready").status == 200, "the restart")
+    assert any("engine tiny ended (signal 9)" in line for line in server.log)
     assert engine_pid(server) != pid
     assert server.complete(max_tokens=20)["choices"] == before
     assert server.get("/stats").json()["models"][0]["restarts"] == 1

@@ -146,6 +146,27 @@ def test_forced_tool_calls(client, choice, streaming):
     assert again.usage.prompt_tokens > 100
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_calls_that_the_model_decides_on(client, streaming):
+    """The small model is made to say what a large one would."""
+    call = json.dumps({"name": "weather", "arguments": {"city": "Rome"}})
+    said = f"Let me see.<tool_call>{call}</tool_call><tool_call>{call}</tool_call>"
+    fields = {"model": "tiny", "messages": MESSAGES, "tools": [WEATHER], "extra_body": {"choices": [said]}}
+    if streaming:
+        with client.chat.completions.stream(**fields) as stream:
+            answer = stream.get_final_completion()
+    else:
+        answer = client.chat.completions.create(**fields)
+    message = answer.choices[0].message
+    assert message.content == "Let me see." and answer.choices[0].finish_reason == "tool_calls"
+    assert [call.function.name for call in message.tool_calls] == ["weather", "weather"]
+    assert json.loads(message.tool_calls[1].function.arguments) == {"city": "Rome"}
+    alone = client.chat.completions.create(**fields, parallel_tool_calls=False).choices[0]
+    assert len(alone.message.tool_calls) == 1 and alone.finish_reason == "tool_calls"
+    none = client.chat.completions.create(**fields, tool_choice="none").choices[0]
+    assert none.message.content == said and none.finish_reason == "stop"
+
+
 def test_json_schema_and_object(client):
     form = {"type": "json_schema", "json_schema": {"name": "point", "schema": POINT, "strict": True}}
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, response_format=form, seed=1)

@@ -112,8 +112,8 @@ async def _use(tools: Tools | None, job: Job, model: ServedModel) -> None:
                 "tool_choice: forces a call, and the answer has another form; leave one out", "tool_choice"
             )
         job.constraint = await compiled(partial(Grammar.json_schema, schema), "tools")
-    elif job.constraint is not None:
-        return  # the form leaves no room for calls
+    elif job.constraint is not None and job.constraint[0] == "json_schema":
+        return  # the answer is an object of the client's own
     job.skip_special = schema is not None or not special_opener(model.tokenizer, template)
     job.parser = partial(tools.parser, template)
 

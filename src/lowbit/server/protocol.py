@@ -26,7 +26,8 @@ Ids = Annotated[list[TokenId], Meta(min_length=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
-Stops = Annotated[list[Text], Meta(max_length=16)]
+Stop = Annotated[str, Meta(min_length=1, max_length=1024)]
+Stops = Annotated[list[Stop], Meta(max_length=16)]
 Strings = Annotated[list[Text], Meta(min_length=1)]
 
 
@@ -74,7 +75,7 @@ class Penalties(Sampling, kw_only=True):
     presence_penalty: Penalty | None = None
     logit_bias: dict[Annotated[str, Meta(pattern="^[0-9]{1,10}$")], Bias] | None = None
     n: Several | None = None
-    stop: Text | Stops | None = None
+    stop: Stop | Stops | None = None
     stream_options: StreamOptions | None = None
 
 

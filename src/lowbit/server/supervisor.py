@@ -196,9 +196,10 @@ class Engine(asyncio.Protocol):
                 if loop.time() - self._started > STEADY_SECONDS
                 else min(self._delay * 2, SLOWEST_RESTART_SECONDS)
             )
-            await self._end()
+            status = await self._end()
             self.on_restart()
-            sys.stderr.write(f"lowbit: engine {self.name} ended; a new one in {self._delay:g} s\n")
+            text = f"signal {-status}" if status is not None and status < 0 else f"status {status}"
+            sys.stderr.write(f"lowbit: engine {self.name} ended ({text}); a new one in {self._delay:g} s\n")
             await asyncio.sleep(self._delay)
 
     async def _spawn(self) -> None:
@@ -219,8 +220,8 @@ class Engine(asyncio.Protocol):
         transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
         transport.write(wire.encode(self._configure))
 
-    async def _end(self) -> None:
-        """Fail what was running and see the process dead."""
+    async def _end(self) -> int | None:
+        """Fail what was running and see the process dead; returns its status."""
         sinks, self._sinks = self._sinks, {}
         for sink in sinks.values():
             sink.fail(
@@ -235,12 +236,13 @@ class Engine(asyncio.Protocol):
             self._transport.close()
         process, self.process = self.process, None
         if process is None:
-            return
+            return None
         try:
             await asyncio.to_thread(process.wait, KILL_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             await asyncio.to_thread(process.wait)
+        return process.returncode
 
     def _kill(self) -> None:
         if self.process is not None:
