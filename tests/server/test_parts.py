@@ -1,10 +1,13 @@
 """Frames, keys and slots, each alone."""
 
+from types import SimpleNamespace
+
 import pytest
 
 pytest.importorskip("msgspec", reason="msgspec of lowbit[serve] is not installed")
 
-from lowbit.server import wire
+from lowbit.engine.request import Output, Timings
+from lowbit.server import wire, worker
 from lowbit.server.errors import ApiError
 from lowbit.server.limits import Keys, Limits, Slots
 
@@ -40,6 +43,67 @@ def test_frames_arrive_whole_however_they_are_cut(kind, frames, size):
 def test_bytes_that_are_no_command(data):
     with pytest.raises(ValueError):
         wire.FrameReader(wire.Command).feed(data)
+
+
+class Core:
+    """Says what it is told, a step at a time."""
+
+    def __init__(self, steps):
+        self.steps = list(steps)
+
+    @property
+    def idle(self):
+        return not self.steps
+
+    def step(self):
+        return self.steps.pop(0)
+
+    def stats(self):
+        return {}
+
+
+class Channel:
+    def __init__(self):
+        self.frames = []
+
+    def receive(self, seconds):
+        if seconds:
+            raise EOFError
+        return []
+
+    def send(self, frame):
+        self.frames.append(frame)
+
+
+def frames(steps, interval):
+    """The deltas of each frame that a worker sends for these steps."""
+    channel = Channel()
+    with pytest.raises(EOFError):
+        worker.Worker(Core(steps), channel, interval=interval).run()
+    return [frame.deltas for frame in channel.frames if frame.deltas]
+
+
+def test_fast_steps_share_a_frame(monkeypatch):
+    """First tokens and ends are sent at once, and nothing is lost in between."""
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    words = [Output("a", [i], [-i / 2], [[(i, -i / 2)]]) for i in range(5)]
+    end = Output("a", [9], [0.0], [[]], finish_reason="length", timings=Timings(generated_tokens=6))
+    other = Output("b", [7], [0.0], [[]])
+    steps = [[words[0]], [words[1]], [words[2], other], [words[3]], [words[4]], [end]]
+    shared = frames(steps, 1000.0)
+    assert [[delta.ids for delta in deltas] for deltas in shared] == [[[0]], [[1, 2], [7]], [[3, 4, 9]]]
+    assert shared[1][0].logprobs == [-0.5, -1.0] and shared[1][0].tops == [[(1, -0.5)], [(2, -1.0)]]
+    assert shared[2][0].finish == "length" and shared[2][0].timings["generated_tokens"] == 6
+    each = frames(steps, 0.0)
+    assert [[delta.ids for delta in deltas] for deltas in each] == [
+        [[0]],
+        [[1]],
+        [[2], [7]],
+        [[3]],
+        [[4]],
+        [[9]],
+    ]
+    assert words[1].ids == [1]  # the engine's own lists are left alone
 
 
 def test_keys():

@@ -50,6 +50,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="prompt tokens that may wait; beyond, clients get 429 (default 262144)",
     )
     engine.add_argument("--target-ms", type=float, metavar="MS", help="time between tokens to keep to")
+    engine.add_argument(
+        "--stream-ms",
+        type=float,
+        default=15.0,
+        metavar="MS",
+        help="tokens of faster steps are sent together, default 15; 0: each step",
+    )
     engine.add_argument("--no-prefix-cache", action="store_true", help="compute every prompt anew")
     engine.add_argument("--speculation", choices=["none", "ngram"], default="ngram", help="default ngram")
     engine.add_argument("--draft", metavar="MODEL", help="a smaller model that guesses, in place of ngram")
@@ -99,6 +106,7 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
                 "speculation": "ngram" if args.speculation == "ngram" and not args.draft else None,
             },
             draft=None if args.draft is None else locate(args.draft),
+            interval=args.stream_ms / 1e3,
             keys=_keys(args),
             tls=(args.tls_cert, args.tls_key) if args.tls_cert else None,
             limits=limits,

@@ -35,7 +35,8 @@ class Options:
     """What `lowbit serve` was asked for.
 
     models: name and path of each. load: arguments of engine.load. engine: of EngineConfig.
-    draft: path of a model that guesses. tls: files of certificate and key. worker: command of the engine.
+    draft: path of a model that guesses. interval: seconds, see worker.Worker.
+    tls: files of certificate and key. worker: command of the engine.
     """
 
     models: Sequence[tuple[str, Path]]
@@ -44,6 +45,7 @@ class Options:
     load: dict[str, Any] = field(default_factory=dict)
     engine: dict[str, Any] = field(default_factory=dict)
     draft: Path | None = None
+    interval: float = 0.0
     keys: Sequence[str] = ()
     tls: tuple[Path, Path | None] | None = None
     limits: Limits = field(default_factory=Limits)
@@ -112,7 +114,11 @@ def _models(options: Options) -> dict[str, ServedModel]:
     models = {name: ServedModel(name, path, options.version) for name, path in options.models}
     for model in models.values():
         configure = wire.Configure(
-            str(model.path), options.load, options.engine, str(options.draft) if options.draft else None
+            str(model.path),
+            options.load,
+            options.engine,
+            str(options.draft) if options.draft else None,
+            options.interval,
         )
         model.engine = Engine(model.name, configure, options.worker)
     return models

@@ -21,12 +21,13 @@ class _Frame(msgspec.Struct, array_like=True, tag=True, omit_defaults=True):
 
 
 class Configure(_Frame):
-    """First frame to the engine: the model and the options of the engine."""
+    """First frame to the engine: the model and the options of the engine. interval: see worker.Worker."""
 
     path: str
     load: dict[str, Any]  # arguments of engine.load
     engine: dict[str, Any]  # arguments of EngineConfig
     draft: str | None = None  # path of a draft model
+    interval: float = 0.0  # seconds
 
 
 class Add(_Frame):

@@ -62,10 +62,19 @@ class Channel:
 
 
 class Worker:
-    """Feeds commands to the core and sends what its steps make."""
+    """Feeds commands to the core and sends what its steps make.
 
-    def __init__(self, core: Any, channel: Channel, model: Any = None) -> None:
+    interval: seconds between two frames of running streams. Steps that are faster share a frame: to write one
+    to every client costs processors that the steps need. A first token, an end or a refusal is sent at once.
+    """
+
+    def __init__(self, core: Any, channel: Channel, model: Any = None, interval: float = 0.0) -> None:
         self._core = core
+        self._interval = interval
+        self._sent = 0.0
+        self._urgent = False
+        self._open: dict[str, wire.Delta] = {}  # of the next frame, which further tokens may join
+        self._speaking: set[str] = set()  # requests whose first token was sent
         self._channel = channel
         self._model = model
         self._grammars: Any = None  # made with the first constraint, like the thread that compiles them
@@ -83,7 +92,8 @@ class Worker:
             if self._compiling:
                 self._take_compiled()
             if not self._core.idle:
-                self._deltas += [self._delta(output) for output in self._core.step()]
+                for output in self._core.step():
+                    self._take(output)
                 if self._reading:
                     self._progress()
             self._report()
@@ -98,23 +108,50 @@ class Worker:
         now = time.monotonic()
         every = HEARTBEAT_SECONDS if self._core.idle else STATS_SECONDS
         due = now - self._told >= every * 0.99
-        if not due and not self._deltas:
+        if not due and not self._urgent and (not self._deltas or now - self._sent < self._interval):
             return
         stats = None
         # After the last token the counters are told at once: an idle engine is seen as idle.
         if due or self._core.idle:
             self._told, stats = now, self._core.stats()
         self._channel.send(wire.Step(self._deltas, stats))
-        self._deltas = []
+        self._deltas, self._sent, self._urgent = [], now, False
+        self._open.clear()
+
+    def _say(self, delta: wire.Delta) -> None:
+        """Send this with the next frame, and that at once."""
+        self._deltas.append(delta)
+        self._urgent = True
+
+    def _take(self, output: Any) -> None:
+        """Add an output of the core to the next frame."""
+        name = output.request_id
+        if output.finish_reason is not None:
+            self._urgent = True
+            self._speaking.discard(name)
+        elif name not in self._speaking:
+            self._urgent = True
+            self._speaking.add(name)
+        delta = self._delta(output)
+        earlier = self._open.get(name)
+        if earlier is None:
+            self._open[name] = delta
+            self._deltas.append(delta)
+            return
+        earlier.ids = earlier.ids + delta.ids
+        earlier.logprobs = earlier.logprobs + delta.logprobs
+        earlier.tops = earlier.tops + delta.tops
+        earlier.finish, earlier.timings, earlier.error = delta.finish, delta.timings, delta.error
 
     def _apply(self, command: wire.Command) -> None:
         if isinstance(command, wire.Add):
             if command.constraint is None:
-                self._deltas.append(self._add(command, None))
+                self._say(self._add(command, None))
             else:
                 self._compile(command)
         elif isinstance(command, wire.Cancel):
             self._reading.discard(command.id)
+            self._speaking.discard(command.id)
             if self._compiling.pop(command.id, None) is None:
                 self._core.cancel(command.id, command.reason)
 
@@ -136,9 +173,9 @@ class Worker:
         for name in [name for name, (_, made) in self._compiling.items() if made.done()]:
             command, made = self._compiling.pop(name)
             try:
-                self._deltas.append(self._add(command, made.result()))
+                self._say(self._add(command, made.result()))
             except LowbitError as error:
-                self._deltas.append(wire.Delta(name, finish="refused", error=str(error), status=400))
+                self._say(wire.Delta(name, finish="refused", error=str(error), status=400))
 
     def _add(self, command: wire.Add, constraint: Any) -> wire.Delta:
         """Admit a request; the answer is an empty delta, or one that says why not."""
@@ -195,7 +232,7 @@ class Worker:
             if read is None:
                 self._reading.discard(name)
             else:
-                self._deltas.append(wire.Delta(name, progress=read))
+                self._say(wire.Delta(name, progress=read))
 
 
 def warm_up(core: Any, prompt: list[int]) -> float:
@@ -260,7 +297,7 @@ def main(descriptor: int, load: Any = load) -> int:
             channel.send(wire.Failed(str(error) or type(error).__name__))
             return 2
         channel.send(wire.Loaded(facts(core, model, speed), core.stats()))
-        Worker(core, channel, model).run()
+        Worker(core, channel, model, command.interval).run()
     except Closed:
         return 0
     except Exception as error:
