@@ -80,3 +80,16 @@ def test_chunks_fit_the_target():
     assert times.chunk(4) == MINIMUM_CHUNK
     times.target_seconds = 10.0
     assert times.chunk(4) == MAXIMUM_CHUNK
+
+
+def test_a_short_prompt_is_read_at_once():
+    """Its pause is bearable; a long one, and any where the user names a target, is read in small chunks."""
+    times = learned([1, 16, 32, 64, 128, 256, 512, 4, 8] * 30)
+    chunk = times.chunk(2)
+    assert chunk < 20
+    for prompt in (30, 200, 400):
+        assert times.chunk(2, prompt) == prompt
+    for prompt in (3, 500, 4000):  # of which 500 would take 0.1 s and more
+        assert times.chunk(2, prompt) == chunk
+    times.target_seconds = 0.01
+    assert times.chunk(2, 200) == times.chunk(2) < 100

@@ -65,7 +65,7 @@ class Guesser:
     def propose(self, request_id, tokens, limit):
         n = len(tokens)
         guesses = self.truth[request_id.split("/")[0]][n : n + min(limit, n % 6)]
-        if guesses and n % 4 == 0:
+        if guesses and n % 2 == 0:
             guesses[n % len(guesses)] ^= 1
         return guesses
 

@@ -12,6 +12,9 @@ MINIMUM_CHUNK = 4  # prompt tokens: progress even where decodes alone take longe
 MAXIMUM_CHUNK = 512  # bounds the activations' memory and the time until a cancellation is noticed
 # Without a target, a step with prompt tokens may take this many times what its decodes take alone.
 STRETCH = 2.0
+# Nor does a pause of this length hurt once: a prompt that can be read within it is read at once. In chunks as
+# small as one stream's step allows, eight short prompts would take three times as long.
+PAUSE_SECONDS = 0.1
 # With no stream running nobody waits between tokens; a newcomer waits for the step at hand.
 ALONE_SECONDS = 0.25
 KNOTS = 13  # 1, 2, 4 .. 4096 tokens
@@ -43,8 +46,17 @@ class StepTimes:
         """Of one prompt token in a full chunk."""
         return self.seconds(MAXIMUM_CHUNK) / MAXIMUM_CHUNK
 
-    def chunk(self, decode_tokens: int) -> int:
-        """Prompt tokens for a step that also takes `decode_tokens` of running streams."""
+    def chunk(self, decode_tokens: int, first_prompt: int = 0) -> int:
+        """Prompt tokens for a step that also takes `decode_tokens` of running streams.
+
+        first_prompt: tokens that the first prompt in line still has to read.
+        """
+        short = decode_tokens and self.target_seconds is None and first_prompt <= MAXIMUM_CHUNK
+        if short and self.seconds(decode_tokens + first_prompt) <= PAUSE_SECONDS:
+            return max(first_prompt, self._within_target(decode_tokens))
+        return self._within_target(decode_tokens)
+
+    def _within_target(self, decode_tokens: int) -> int:
         if decode_tokens == 0:
             target = ALONE_SECONDS
         elif self.target_seconds is None:

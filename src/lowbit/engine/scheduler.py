@@ -87,7 +87,7 @@ class Scheduler:
         streams = [job for job in self.running if len(job.tokens) - job.computed == 1]
         if streams:
             self._plan_streams(streams, plan)
-        left = self.chunk_tokens or self.times.chunk(plan.decode_tokens)
+        left = self.chunk_tokens or self.times.chunk(plan.decode_tokens, self._first_prompt())
         self._plan_prompts(left, plan)
         return plan if plan.jobs else None
 
@@ -117,6 +117,13 @@ class Scheduler:
         self._queue(job)
 
     # ---- Inside
+
+    def _first_prompt(self) -> int:
+        """Tokens that the first prompt in line still has to read; 0 if there is none."""
+        reading = [job for job in self.running if job.lag > 1]
+        if self.n_waiting:
+            reading.append(self._first_waiting())
+        return min(reading, key=self._rank).lag if reading else 0
 
     def _plan_streams(self, streams: list[Job], plan: StepPlan) -> None:
         if self._propose is not None:
