@@ -117,18 +117,31 @@ def test_a_server_that_ends_says_why():
         llama_server.Server([sys.executable, "-c", "import sys; print('no model'); sys.exit(3)"], "/health")
 
 
-@pytest.mark.parametrize("theirs_seconds, good", [(0.2, True), (0.0, False)])
-def test_load_is_judged_by_both_ratios(tmp_path, monkeypatch, theirs_seconds, good):
-    monkeypatch.setattr(part_serving, "ANSWER", 4)
-    monkeypatch.setattr(serving, "ours", lambda model, *options: Fake(0.05))
-    monkeypatch.setattr(serving, "theirs", lambda *a, **b: Fake(theirs_seconds))
+def canned(found):
+    """load.run that answers `found`: one (tokens per second, first token) per call, in turns."""
+    calls = iter(found)
+
+    def run(target, prompts, requests, *, concurrency):
+        rate, first = next(calls)
+        assert len(requests) == 16 and concurrency == 8
+        return {"failures": {}, "answer_tokens_per_second": rate, "first_token_seconds": {"p95": first}}
+
+    return run
+
+
+@pytest.mark.parametrize("rate, first, good", [(300.0, 0.5, True), (299.0, 0.51, False)])
+def test_load_is_judged_by_both_ratios(tmp_path, monkeypatch, rate, first, good):
+    monkeypatch.setattr(serving, "ours", lambda model, *options: Fake())
+    monkeypatch.setattr(serving, "theirs", lambda *a, **b: Fake())
     monkeypatch.setattr(context.Bench, "theirs", lambda self, name: tmp_path)
+    warm_up = [(1.0, 9.0)] * 3
+    found = [*warm_up, (rate, first), (100.0, 1.0), (400.0, 0.1)]
+    monkeypatch.setattr(part_serving.load, "run", canned(found))
     rows, data = part_serving.load_section(bench(tmp_path, server="built"))
     assert [passed for _, passed in verdicts(rows).values()] == [good, good]
-    assert (
-        set(data) == {serving.OURS, serving.THEIRS, part_serving.DEFAULT}
-        and data[serving.OURS][0]["completed"] == 16
-    )
+    assert "as started by default, with prompt lookup: 400" in rows[0]["note"]
+    assert set(data) == {serving.OURS, serving.THEIRS, part_serving.DEFAULT}
+    assert all(len(runs) == 1 for runs in data.values())
 
 
 def test_without_the_other_server_rows_say_why(tmp_path, monkeypatch):
@@ -138,13 +151,21 @@ def test_without_the_other_server_rows_say_why(tmp_path, monkeypatch):
     assert [(row["value"], row["passed"], row["note"]) for row in rows] == [(None, None, "no compiler")] * 2
 
 
-def test_a_prefix_that_is_not_cached_is_no_faster(tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "ours", lambda model, *options: Fake(0.2 if options else 0.01))
+@pytest.mark.parametrize("without, good", [(0.5, True), (0.49, False)])
+def test_a_prefix_has_to_be_read_five_times_as_fast(tmp_path, monkeypatch, without, good):
+    monkeypatch.setattr(serving, "ours", lambda model, *options: Fake(0.001 if options else 0.002))
+    prompts = []
+
+    def together(self, asks):
+        prompts.append([prompt for _, prompt, _ in asks])
+        return [answer([without if self.server.first_seconds == 0.001 else 0.1]) for _ in asks]
+
+    monkeypatch.setattr(serving.Running, "together", together)
     (row,), data = part_serving.prefix_section(bench(tmp_path))
-    assert row["passed"] is True and set(data) == {"cached", "without"}
-    monkeypatch.setattr(serving, "ours", lambda model, *options: Fake(0.1))
-    (row,), _ = part_serving.prefix_section(bench(tmp_path))
-    assert row["passed"] is False
+    assert row["passed"] is good and set(data) == {"cached", "without"}
+    assert [len(each) for each in prompts] == [1, 8, 1, 8]
+    first, others = (set(each) for each in prompts[:2])
+    assert not first & others and len({prompt[:1000] for prompt in first | others}) == 1
 
 
 @pytest.mark.parametrize("leaked", [0, 3])
