@@ -36,6 +36,9 @@ def test_free_memory_is_that_of_the_narrower_limit(monkeypatch):
     assert config.free_memory_bytes() == 2000 * 1024
     files["/sys/fs/cgroup/memory.max"] = "1005\n"
     assert config.free_memory_bytes() == 1000
+    files["/sys/fs/cgroup/memory.current"] = "905\n"
+    files["/sys/fs/cgroup/memory.stat"] = "anon 5\nfile 900\ninactive_file 600\nactive_file 200\n"
+    assert config.free_memory_bytes() == 900
     files.clear()
     assert config.free_memory_bytes() is None
 

@@ -8,6 +8,10 @@ from typing import Any
 
 from lowbit.errors import RequestError
 
+_CGROUPS = [
+    tuple(f"/sys/fs/cgroup/{name}" for name in ("memory.max", "memory.current", "memory.stat")),
+    tuple(f"/sys/fs/cgroup/memory/memory.{name}" for name in ("limit_in_bytes", "usage_in_bytes", "stat")),
+]
 FREE_SHARE = 0.5  # of the free memory, where no size is given
 
 
@@ -72,13 +76,13 @@ def free_memory_bytes() -> int | None:
     for line in (meminfo or "").splitlines():
         if line.startswith("MemAvailable:"):
             found.append(int(line.split()[1]) * 1024)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
+    for limit, used, stat in _CGROUPS:
         most, now = _read(limit), _read(used)
         if most and now and most.strip().isdigit():
-            found.append(max(0, int(most) - int(now)))
+            # Files that are only cached make way.
+            lines = (line.split() for line in (_read(stat) or "").splitlines())
+            cached = sum(int(value) for name, value in lines if name in ("inactive_file", "active_file"))
+            found.append(max(0, int(most) - int(now) + cached))
     return min(found) if found else None
 
 
