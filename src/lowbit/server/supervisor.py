@@ -19,7 +19,7 @@ from lowbit.server import wire
 from lowbit.server.errors import ApiError
 
 HEARTBEAT_LIMIT_SECONDS = 10.0  # without a frame for longer, /ready says no
-FIRST_RESTART_SECONDS = 0.25
+FIRST_RESTART_SECONDS = 0.5
 SLOWEST_RESTART_SECONDS = 30.0
 STEADY_SECONDS = 60.0  # a process that lived longer is restarted at once
 KILL_SECONDS = 5.0
