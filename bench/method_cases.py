@@ -61,12 +61,12 @@ PAIRS = (
     "gptq+mixllm",
     "llmfp4+llmfp4",
 )
-# Budgets of the mixed allocation, by width: those of the uniform formats, and 3.0 bits. Scales of m4 take
-# less, so the last goes to the bits of int3-g32-m4 with these to choose from.
-M4 = ("--choices", "int2-g16-m4,int3-g32-m4,int3-g16-m4,int4-g32-m4,int4-g16-m4")
+# Budgets of the mixed allocation, by width: 3.0 bits, and those of uniform formats. At 3 bits fp16 scales of
+# groups of 32 take too much: int3-row has 3.05 bits and int3-g32-m4 has 3.18, so these are to choose from.
+CHEAP = ("--choices", "int2-g32-m4,int2-g16-m4,int3-row,int3-g32-m4,int3-g16-m4,int4-row,int4-g32-m4")
 BUDGETS: dict[str, tuple[tuple[str, ...], ...]] = {
     "4": (("--bits", "4.5"),),
-    "3": (("--bits", "3.5"), ("--bits", "3.0"), ("--bits", "3.18", *M4)),
+    "3": (("--bits", "3.0", *CHEAP), ("--bits", "3.05", *CHEAP), ("--bits", "3.18", *CHEAP)),
     "2": (("--bits", "2.7"),),
 }
 MIXED = ("rtn", "descent")

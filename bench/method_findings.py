@@ -86,10 +86,10 @@ def _mixed(ours: list[Row], text: str) -> list[str]:
         line = f"- **Mixed, {bits} bits**: {_named(chosen, text)}"
         if uniform:
             best = min(uniform, key=lambda row: _kl(row, text))
-            verdict = "less" if _kl(chosen, text) < _kl(best, text) else "more"
             line += (
-                f", which loses {verdict} than the best in one format of no more bits, {_named(best, text)}"
+                f", which loses {_verdict(chosen, best, text)} beside the best in one format of no more bits"
             )
+            line += f", {_named(best, text)}"
             same = [row for row in uniform if row["method"] == chosen["method"]]
             if same and best not in same:
                 alike = min(same, key=lambda row: _kl(row, text))

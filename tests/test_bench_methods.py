@@ -143,7 +143,7 @@ def test_findings_compare_at_equal_bits_and_bytes():
     found["rows"][-1]["sampled"]["perplexity"] = 3.05
     text = "\n".join(method_page.method_findings.findings(found, "sampled"))
     # No more bits than the budget: int3-g32 does not count, though it is better.
-    assert "`rtn@auto --bits 3.0` with 0.5000 at 2.99 bits, which loses less than the best in one" in text
+    assert "`rtn@auto --bits 3.0` with 0.5000 at 2.99 bits, which loses less beside the best in one" in text
     assert "no more bits, `gptq@int3-row` with 0.6000 at 3.00 bits; in one format by the same method" in text
     assert "- `ptqtp@trit2-g96` 1.4000, rounded to nearest (`int3-row`) 0.9000: " in text
     assert "the best here at no more bits loses as much within the error: `gptq@int3-g32`" in text
