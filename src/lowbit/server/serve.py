@@ -74,7 +74,7 @@ def serve(options: Options, say: Callable[[str], None]) -> None:
             http=connection(options.limits.body_seconds),
             ws="none",
             lifespan="off",
-            log_level="warning",
+            log_level="error",  # what clients send wrong is theirs to read
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
