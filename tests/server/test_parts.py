@@ -1,5 +1,9 @@
 """Frames, keys and slots, each alone."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -133,3 +137,42 @@ def test_slots():
     alone = Slots(Limits(requests=4), tenants=1)
     for _ in range(4):
         alone.take("")
+
+
+APART = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from lowbit import _native, quantize, matmul
+from lowbit.server.worker import keep_apart
+_native.set_threads(2)
+matrix = quantize(np.ones((2048, 2048), np.float32), "int4-g32")
+for _ in range(40):
+    matmul(np.ones((64, 2048), np.float32), matrix)
+keep_apart(int(sys.argv[1]))
+tasks = [int(task.name) for task in Path("/proc/self/task").iterdir()]
+print(sorted(tuple(os.sched_getaffinity(task)) for task in tasks))
+"""
+
+
+def test_computing_threads_keep_to_processors_of_their_own():
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs Linux and two processors")
+    if not Path("/proc/self/schedstat").exists():
+        pytest.skip("the kernel does not tell what threads have used")
+    some = sorted(os.sched_getaffinity(0))[:2]
+    root = Path(worker.__file__).parents[2]
+
+    def run(threads):
+        told = subprocess.run(
+            [sys.executable, "-c", APART, str(threads)],
+            env={**os.environ, "PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1"},
+            preexec_fn=lambda: os.sched_setaffinity(0, some),
+            capture_output=True,
+            text=True,
+        )
+        assert told.returncode == 0, told.stderr
+        return eval(told.stdout)
+
+    assert {(some[0],), (some[1],)} <= set(run(2))
+    assert set(run(1)) == set(run(3)) == {tuple(some)}  # fewer or more threads than processors
