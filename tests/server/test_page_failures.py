@@ -33,6 +33,11 @@ def test_a_busy_server_is_asked_again(page, server):
     page.click("text=Try again")
     assert answered(page) == ["Hello there."]
     assert len(server.bodies) == 3
+    # Who does not want to wait need not.
+    server.failures = [(503, {"Retry-After": "600"}, "not yet")]
+    ask(page, "Now")
+    page.click("text=/Try again .by itself in (600|599)/")
+    assert answered(page) == ["Hello there."]
     page.complaints.clear()  # the browser's own lines about 503 and 429
 
 

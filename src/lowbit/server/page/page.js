@@ -123,7 +123,11 @@ async function regenerate() {
 }
 
 async function retry(answer) {
-  if (running) return;
+  if (running) {
+    if (answer.retryIn) answer.retryIn = 1;
+    hurry.get(answer)?.();
+    return;
+  }
   Object.assign(answer, { text: "", status: "waiting", error: "", retryIn: 0 });
   await run([answer]);
 }
@@ -165,7 +169,8 @@ async function complete(answer, signal) {
       if (!(error instanceof ServerError) || error.retryAfter === null || tries === TRIES || answer.text) return;
       for (answer.retryIn = Math.max(1, Math.ceil(error.retryAfter)); answer.retryIn > 0; answer.retryIn--) {
         redraw();
-        if (await paused(1000, signal)) break;
+        await paused(answer, signal);
+        if (signal.aborted) break;
       }
       if (signal.aborted) {
         answer.retryIn = 0;
@@ -177,11 +182,14 @@ async function complete(answer, signal) {
   }
 }
 
-/** Wait; true if stopped meanwhile. */
-const paused = (milliseconds, signal) =>
+const hurry = new Map(); // answer -> what ends its pause
+
+/** A second, or less if the user will not wait. */
+const paused = (answer, signal) =>
   new Promise((resolve) => {
-    const timer = setTimeout(() => resolve(false), milliseconds);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve(true)), { once: true });
+    hurry.set(answer, resolve);
+    signal.addEventListener("abort", resolve, { once: true });
+    setTimeout(resolve, 1000);
   });
 
 /** The request for `answer`: [path, body]. A model without chat template continues the question's text. */
