@@ -138,7 +138,7 @@ def test_a_server_can_be_watched_while_it_loads(page, server):
     server.models = [page_server.description("four", bits=4.5)]
     server.engines["four"] = dict(page_server.ENGINE)
     page.evaluate(POLL)
-    page.wait_for_selector("[data-model=four] >> text=int4-g32, 4.5 bits per weight, 76.0 MB")
+    page.wait_for_selector("[data-model=four] >> text=int4-g32, 4.5 bits/weight, 76.0 MB")
     page.wait_for_selector("#welcome-models >> text=76.0 MB")
     assert page.is_hidden("#compare")
     server.away = True

@@ -92,7 +92,7 @@ function card(model) {
   parts.root = h("article", { class: "engine", "data-model": model.id },
     h("h3", { text: model.id }),
     parts.what,
-    h("p", { class: "label" }, `${model.kv_bits}-bit KV cache`, parts.kvText),
+    h("p", { class: "label" }, `KV, ${model.kv_bits} bits`, parts.kvText),
     kv,
     parts.queue,
     h("details", {}, h("summary", { text: "Since it started" }), parts.more),
@@ -100,9 +100,9 @@ function card(model) {
   return parts;
 }
 
-/** "int4-g32, 5.01 bits per weight, 84.4 MB" */
+/** "int4-g32, 5.01 bits/weight, 84.4 MB" */
 export const describe = (model) =>
-  !model.weights_bytes ? `${model.format}, loading` : `${model.format}, ${Number(model.bits_per_weight.toFixed(2))} bits per weight, ${bytes(model.weights_bytes)}`;
+  !model.weights_bytes ? `${model.format}, loading` : `${model.format}, ${Number(model.bits_per_weight.toFixed(2))} bits/weight, ${bytes(model.weights_bytes)}`;
 
 function update(parts, model) {
   const engine = model.engine;
