@@ -93,3 +93,15 @@ def test_a_short_prompt_is_read_at_once():
         assert times.chunk(2, prompt) == chunk
     times.target_seconds = 0.01
     assert times.chunk(2, 200) == times.chunk(2) < 100
+
+
+def test_a_long_prompt_does_not_raise_the_target():
+    """Where each prompt token costs more and more, the chunks shrink and the streams wait no longer."""
+    times = StepTimes()
+    for _ in range(50):
+        times.observe(4, 0.004)
+    chunk = times.chunk(4)
+    for _ in range(300):
+        chunk = times.chunk(4)
+        times.observe(4 + chunk, 0.004 + 0.002 * chunk, chunk)
+    assert chunk == MINIMUM_CHUNK

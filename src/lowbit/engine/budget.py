@@ -8,7 +8,7 @@ speculation what guesses cost. Only latency depends on it; tokens never do.
 
 from __future__ import annotations
 
-MINIMUM_CHUNK = 4  # prompt tokens: progress even where decodes alone take longer than the target
+MINIMUM_CHUNK = 2  # prompt tokens: progress even where decodes alone take longer than the target
 MAXIMUM_CHUNK = 512  # bounds the activations' memory and the time until a cancellation is noticed
 # Without a target, a step with prompt tokens may take this many times what its decodes take alone.
 STRETCH = 2.0
@@ -32,6 +32,7 @@ class StepTimes:
 
     def __init__(self, target_seconds: float | None = None) -> None:
         self.target_seconds = target_seconds
+        self._alone: dict[int, float] = {}  # of steps without prompts, by their tokens
         self._measured = [0] * KNOTS  # how often
         self._curve = [1e-3 * GROWTH**i for i in range(KNOTS)]  # its height is set by the first measurement
 
@@ -60,7 +61,7 @@ class StepTimes:
         if decode_tokens == 0:
             target = ALONE_SECONDS
         elif self.target_seconds is None:
-            target = STRETCH * self.seconds(decode_tokens)
+            target = STRETCH * self._alone.get(decode_tokens, self.seconds(decode_tokens))
         else:
             target = self.target_seconds
         most = decode_tokens + MAXIMUM_CHUNK
@@ -75,8 +76,12 @@ class StepTimes:
             most = bottom
         return max(MINIMUM_CHUNK, most - decode_tokens)
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """Learn from a step that is done."""
+    def observe(self, tokens: int, seconds: float, prompt_tokens: int = 0) -> None:
+        """Learn from a step that is done; prompt_tokens: how many of its tokens were of prompts."""
+        if not prompt_tokens:
+            # Steps with a long prompt pull the curve up, and with it the target, if it were read from there.
+            known = self._alone.get(tokens, seconds)
+            self._alone[tokens] = known + SHARE * (min(seconds, OUTLIER * known) - known)
         if tokens >= 1 << KNOTS:
             return
         i = min(tokens.bit_length() - 1, KNOTS - 2)

@@ -107,7 +107,7 @@ class Scheduler:
 
     def observe(self, plan: StepPlan, seconds: float) -> None:
         """The step of `plan` took this long."""
-        self.times.observe(plan.decode_tokens + plan.prompt_tokens, seconds)
+        self.times.observe(plan.decode_tokens + plan.prompt_tokens, seconds, plan.prompt_tokens)
 
     def preempt(self, job: Job) -> None:
         """Give up the job's keys and values; it waits in its old place and computes them again."""
