@@ -45,6 +45,9 @@ void bind_kv(nb::module_& m) {
       .def_prop_ro("blocks", [](const BoundPool& self) { return self.pool->blocks(); })
       .def_prop_ro("free_blocks", [](const BoundPool& self) { return self.pool->free_blocks(); })
       .def_prop_ro("block_bytes", [](const BoundPool& self) { return self.pool->block_bytes(); })
+      .def_prop_ro(
+          "slot_bytes", [](const BoundPool& self) { return self.pool->slot_bytes(); },
+          "What a sequence takes beside its blocks: one page in 16 bit with 4 and 2 bits, else 0.")
       .def_prop_ro("block_positions", [](const BoundPool&) { return kSegment; })
       .def_prop_ro(
           "page_positions", [](const BoundPool& self) { return self.pool->shape().page_positions(); },

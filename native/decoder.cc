@@ -93,8 +93,8 @@ Decoder::Decoder(const DecoderSpec& spec) : spec_(spec) {
   if (spec.rotary_dim % 2) refuse("Decoder: rotary_dim=" + text(spec.rotary_dim) + " must be even");
   if (spec.activation_bits != 8 && spec.activation_bits != 16)
     refuse("Decoder: activation_bits=" + std::to_string(spec.activation_bits) + " must be 8 or 16");
-  if (spec.kv_bits != 8 && spec.kv_bits != 16)
-    refuse("Decoder: kv_bits=" + std::to_string(spec.kv_bits) + " must be 8 or 16");
+  if (spec.kv_bits != 2 && spec.kv_bits != 4 && spec.kv_bits != 8 && spec.kv_bits != 16)
+    refuse("Decoder: kv_bits=" + std::to_string(spec.kv_bits) + " must be 2, 4, 8 or 16");
   if (!(spec.norm_eps >= 0 && spec.norm_eps < 1))
     refuse("Decoder: norm_eps=" + std::to_string(spec.norm_eps) + " must be 0 to 1");
   if (!(spec.attention_scale > 0) || !std::isfinite(spec.attention_scale))

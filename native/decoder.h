@@ -33,7 +33,7 @@ struct DecoderSpec {
   bool sub_norm = false;  // RMSNorm before the o and down projections
   float attention_scale = 0;
   int activation_bits = 8;  // 8 or 16
-  int kv_bits = 16;         // of keys and values: 16, or 8 for attention in integers
+  int kv_bits = 16;         // of keys and values: 16; 8 for attention in integers; 4 or 2 in pages
   size_t rotary_dim = 0;    // leading dimensions of a head that rotate; 0: none
 
   size_t q_size() const { return n_heads * head_dim; }

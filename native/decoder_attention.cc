@@ -45,6 +45,12 @@ void Walk::append(size_t index, const Slice& slice, size_t query, size_t kv_head
     kernels_.store_integer_value(projected + kv, bias, dim, stride, position, kv8);
     return;
   }
+  if (spec_.kv_shape().paged()) {
+    uint16_t* page = page_at(slice, position / kKvPage, index, kv_head);
+    kernels_.store_key(key, dim, position % kKvPage, page);
+    kernels_.store_value(projected + kv, bias, dim, stride, position % kKvPage, page + kKvPage * dim);
+    return;
+  }
   kernels_.store_key(key, dim, position, slice.cache->keys(segment, index, kv_head));
   kernels_.store_value(projected + kv, bias, dim, stride, position,
                        slice.cache->values(segment, index, kv_head));
@@ -76,8 +82,13 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
   const size_t first_seen = begin / kSegment;
   const size_t first = std::max(item.first_segment, first_seen);
 
+  const bool paged = spec_.kv_shape().paged();
+
   // With one token per sequence, whoever looks at its segment stores it; nobody else reads that position.
-  if (w_.fused_append_ && item.last_segment == position / kSegment) append(index, slice, 0, item.kv_head);
+  if (w_.fused_append_ && item.last_segment == position / kSegment) {
+    append(index, slice, 0, item.kv_head);
+    if (paged && (position + 1) % kKvPage == 0) seal(index, slice, position / kKvPage, item.kv_head);
+  }
 
   float* memory = w_.attention_scratch_[member_.id].get();
   float* queries = memory;
@@ -126,6 +137,13 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     if (integers) {
       kernels_.attend_integers(integer_tile, slice.cache->integers(segment, index, item.kv_head),
                                segment * kSegment, fresh, state);
+      return;
+    }
+    if (paged) {
+      const uint16_t* own = page_at(slice, position / kKvPage, index, item.kv_head);
+      kernels_.attend_pages(tile, spec_.kv_bits, slice.cache->pages(segment, index, item.kv_head), own,
+                            own + kKvPage * dim, segment * kSegment, fresh ? state : part, wide);
+      if (!fresh) kernels_.merge(rows, stride, unit, state, part);
       return;
     }
     tile.segment_step = slice.cache->step_to_next(segment);

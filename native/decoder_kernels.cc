@@ -11,6 +11,7 @@ namespace lowbit {
   void add_attention_kernels(DecoderKernels& table);         \
   void add_integer_attention_kernels(DecoderKernels& table); \
   void add_kv_kernels(DecoderKernels& table);                \
+  void add_page_kernels(DecoderKernels& table);              \
   }
 LOWBIT_EVERY_ISA(LOWBIT_DECLARE)
 
@@ -22,6 +23,7 @@ static DecoderKernels make() {
     isa::add_attention_kernels(table);         \
     isa::add_integer_attention_kernels(table); \
     isa::add_kv_kernels(table);                \
+    isa::add_page_kernels(table);              \
     break;
   switch (active_isa()) {
     LOWBIT_EVERY_ISA(LOWBIT_CASE)

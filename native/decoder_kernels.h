@@ -88,6 +88,15 @@ struct DecoderKernels {
   void (*attend_integers)(const IntegerTile& tile, const KvIntegers& kv, size_t segment, bool fresh,
                           const AttentionState& state);
 
+  // 4 and 2 bit: a complete page of 16-bit keys and values becomes codes; and the state of a tile, whose
+  // queries lie in one page, over one segment: earlier pages are read as codes (of the head in the segment),
+  // their own in 16 bit. scratch as for attend().
+  void (*seal_page)(int bits, const uint16_t* keys, const uint16_t* values, size_t head_dim, size_t stride,
+                    uint8_t* page);
+  void (*attend_pages)(const AttentionTile& tile, int bits, const uint8_t* pages, const uint16_t* own_keys,
+                       const uint16_t* own_values, size_t segment, const AttentionState& state,
+                       float* scratch);
+
   // Folds the state of the next segment into the state of all earlier ones; peaks are logarithms in `unit`.
   void (*merge)(size_t rows, size_t stride, float unit, const AttentionState& total,
                 const AttentionState& part);

@@ -109,6 +109,10 @@ void Walk::attention_half(size_t index) {
   if (!w_.fused_append_) {
     append_all(index);
     barrier();
+    if (!w_.complete_pages_.empty()) {
+      seal_all(index);
+      barrier();
+    }
   }
   attend(index);
   barrier();

@@ -136,6 +136,11 @@ std::vector<StepRun> Decoder::step(const std::vector<int32_t>& tokens, const std
   std::vector<StepRun> results(runs.size());
   for (size_t i = 0; i < runs.size(); ++i) {
     check_run(runs[i], i);
+    if (spec_.kv_shape().paged() && runs[i].drafts > kKvPage)
+      throw std::invalid_argument("Decoder.step: drafts[" + std::to_string(i) +
+                                  "]=" + std::to_string(runs[i].drafts) + " must be at most " +
+                                  std::to_string(kKvPage) + " with " + std::to_string(spec_.kv_bits) +
+                                  "-bit keys and values; guess fewer");
     if (runs[i].sampler) runs[i].sampler->reserve(spec_.vocab_size);
     if (runs[i].scores >= 0) results[i].scores.resize(runs[i].count - 1);
     if (runs[i].scores > 0) results[i].score_tops.resize(runs[i].count - 1);
@@ -221,7 +226,10 @@ void DecoderWorkspace::plan_pass(size_t begin, size_t end, size_t members) {
     const size_t run_end = ends_[index], first = run_end - run.count, sampled = run_end - 1 - run.drafts;
     const size_t from = std::max(first, begin), to = std::min(run_end, end);
     if (from >= to) continue;
-    slices_.push_back({run.cache, run.cache->length() + (from - first), to - from, from - begin});
+    const size_t position = run.cache->length() + (from - first);
+    slices_.push_back({run.cache, position, to - from, from - begin, 0});
+    if (spec_.kv_shape().paged())
+      run.cache->hold_pages(position, position + to - from, run.cache->length() + run.count - run.drafts);
     for (size_t i = from; i < to; ++i) {
       const bool wanted = output_.logits ? output_.all || i + 1 == run_end
                           : i < sampled  ? run.scores >= 0
@@ -233,6 +241,7 @@ void DecoderWorkspace::plan_pass(size_t begin, size_t end, size_t members) {
     }
   }
   fused_append_ = std::all_of(slices_.begin(), slices_.end(), [](const Slice& s) { return s.count == 1; });
+  plan_pages();
   plan_attention(members);
   lay_out(members);
 }
@@ -248,10 +257,12 @@ void DecoderWorkspace::plan_attention(size_t members) {
   const bool split = members > 1 && tiles < 4 * members;
   const size_t group = spec_.n_heads / spec_.n_kv_heads;
   const size_t stride = spec_.kv_shape().value_stride();
+  const bool paged = spec_.kv_shape().paged();  // queries of a tile see the same pages as codes
   size_t split_tiles = 0, partial = 0;
   for (size_t i = 0; i < slices_.size(); ++i) {
-    for (size_t query = 0; query < slices_[i].count; query += queries_per_tile_) {
-      const size_t queries = std::min(queries_per_tile_, slices_[i].count - query);
+    for (size_t query = 0, queries; query < slices_[i].count; query += queries) {
+      queries = std::min(queries_per_tile_, slices_[i].count - query);
+      if (paged) queries = std::min(queries, kKvPage - (slices_[i].position + query) % kKvPage);
       const size_t last = slices_[i].position + query + queries - 1;
       const size_t segments = last / kSegment + 1;
       for (size_t head = 0; head < spec_.n_kv_heads; ++head) {

@@ -55,7 +55,14 @@ struct Slice {
   KvCache* cache;
   size_t position;  // of the first token
   size_t count;
-  size_t row;  // of the first token in the pass
+  size_t row;      // of the first token in the pass
+  size_t passing;  // 4 and 2 bits: which of the workspace's pages has the one that `position` is in
+};
+
+// A page of 4 or 2 bits that a pass completes.
+struct CompletePage {
+  size_t slice;
+  size_t page;
 };
 
 // Queries of one key-value head, over segments [first_segment, last_segment].
@@ -93,6 +100,7 @@ class DecoderWorkspace {
  private:
   friend class Walk;
   void plan_pass(size_t begin, size_t end, size_t members);
+  void plan_pages();
   void plan_attention(size_t members);
   void lay_out(size_t members);
   size_t normed_size() const { return std::max(spec_.hidden_size, spec_.q_size()); }
@@ -113,6 +121,8 @@ class DecoderWorkspace {
   bool redundant_ = false;     // every member has its own lane
   bool fused_append_ = false;  // one token per sequence: the attention item stores its key and value
   std::vector<Slice> slices_;
+  std::vector<CompletePage> complete_pages_;
+  FloatBuffer passing_pages_;   // 16-bit pages of one layer, of which the caches hold but the last
   std::vector<size_t> wanted_;  // rows whose logits are wanted, ascending
   size_t first_output_ = 0;     // where the logits of wanted_[0] go; the others follow
   std::vector<RowTask> tasks_;
@@ -163,6 +173,10 @@ class Walk {
                 const std::vector<float>& weight, float* out, const IntegerRow& integers);
   void attention_half(size_t layer);
   void mlp_half(const DecoderLayer& layer);
+  // decoder_pages.cc
+  uint16_t* page_at(const Slice& slice, size_t page, size_t layer, size_t kv_head) const;
+  void seal(size_t layer, const Slice& slice, size_t page, size_t kv_head);
+  void seal_all(size_t layer);
   // decoder_attention.cc
   void append_all(size_t layer);
   void append(size_t layer, const Slice& slice, size_t query, size_t kv_head);

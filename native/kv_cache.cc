@@ -1,6 +1,7 @@
 // Which blocks a sequence holds. See kv_cache.h.
 #include "kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -46,10 +47,14 @@ KvCache::KvCache(std::shared_ptr<KvPool> pool, size_t capacity)
       pool_(std::move(pool)),
       own_pool_(false) {}
 
-KvCache::~KvCache() { drop_from(0); }
+KvCache::~KvCache() {
+  keep_pages({});
+  drop_from(0);
+}
 
 size_t KvCache::bytes() const {
-  return capacity_ * shape_.n_layers * shape_.n_kv_heads * shape_.position_bytes();
+  const size_t page = shape_.page_positions();
+  return (capacity_ + page - 1) / page * page * shape_.segment_bytes() / kSegment;
 }
 
 void KvCache::drop_from(size_t block) {
@@ -94,9 +99,10 @@ bool KvCache::reserve(size_t length) {
 
 std::vector<KvBlock> KvCache::hold() {
   const Use use(*this, "blocks");
+  const size_t length = length_ - length_ % shape_.page_positions();
   std::vector<KvBlock> held;
-  for (size_t first = 0; first < length_; first += kSegment)
-    held.emplace_back(pool_, blocks_[first / kSegment], std::min(kSegment, length_ - first));
+  for (size_t first = 0; first < length; first += kSegment)
+    held.emplace_back(pool_, blocks_[first / kSegment], std::min(kSegment, length - first));
   return held;
 }
 
@@ -113,6 +119,10 @@ bool KvCache::adopt(const std::vector<const KvBlock*>& blocks, size_t length) {
     throw std::invalid_argument(call + "length=" + std::to_string(length) + " needs " +
                                 std::to_string(blocks_for(length)) + " blocks, got " +
                                 std::to_string(blocks.size()));
+  if (length % shape_.page_positions())
+    throw std::invalid_argument(call + "length=" + std::to_string(length) + " must be a multiple of " +
+                                std::to_string(kKvPage) + " with " + std::to_string(shape_.bits) +
+                                "-bit keys and values");
   for (size_t i = 0; i < blocks_for(length); ++i) {
     const size_t wanted = std::min(kSegment, length - i * kSegment);
     if (blocks[i]->pool() != pool_)
@@ -135,7 +145,7 @@ bool KvCache::adopt(const std::vector<const KvBlock*>& blocks, size_t length) {
     blocks_.push_back(blocks[i]->index());
   }
   blocks_.insert(blocks_.end(), table.begin(), table.end());
-  length_ = length;
+  set_length(length);
   return true;
 }
 
@@ -145,15 +155,53 @@ size_t KvCache::truncate(size_t length) {
     throw std::invalid_argument("KvCache.truncate: length=" + std::to_string(length) +
                                 " is beyond the present length=" + std::to_string(length_) +
                                 "; only append tokens to grow");
-  length_ = length;
+  // A page of codes alone can only be kept whole.
+  if (shape_.paged() && !holds(length / kKvPage)) length -= length % kKvPage;
+  set_length(length);
   drop_from(blocks_for(length));
   return length;
 }
 
 void KvCache::clear() {
   const Use use(*this, "clear");
-  length_ = 0;
+  set_length(0);
   drop_from(0);
+}
+
+bool KvCache::holds(size_t page) const {
+  return std::any_of(held_.begin(), held_.end(), [page](const HeldPage& held) { return held.page == page; });
+}
+
+// Gives up all other pages and takes slots for those not held yet.
+void KvCache::keep_pages(const std::vector<size_t>& pages) {
+  std::vector<HeldPage> kept;
+  for (const HeldPage& held : held_) {
+    if (std::find(pages.begin(), pages.end(), held.page) != pages.end())
+      kept.push_back(held);
+    else
+      pool_->drop_slot(held.slot);
+  }
+  held_.swap(kept);
+  for (const size_t page : pages)
+    if (!holds(page)) held_.push_back({page, pool_->take_slot()});
+}
+
+void KvCache::hold_pages(size_t begin, size_t end, size_t least) {
+  // The page that is not complete now stays: a step that fails leaves the sequence as it is.
+  std::vector<size_t> pages;
+  for (const size_t length : {length_.load(), begin})
+    if (length % kKvPage) pages.push_back(length / kKvPage);
+  const size_t last = (end - 1) / kKvPage;
+  for (size_t page = std::min(least / kKvPage, last); page <= last; ++page) pages.push_back(page);
+  keep_pages(pages);
+}
+
+void KvCache::set_length(size_t length) {
+  length_ = length;
+  if (length > 0 && holds((length - 1) / kKvPage))
+    keep_pages({(length - 1) / kKvPage});
+  else
+    keep_pages({});
 }
 
 }  // namespace lowbit

@@ -14,6 +14,10 @@
 //   value_logs     [256]   the binary logarithm of the value's scale, and
 //   value_inverses [256]   one over that scale
 //
+//   4 and 2 bit: pages of 64 positions, see kv_pages.h. The page that a sequence writes at present is not in
+//   its block yet but, in 16 bit, in a slot: keys [64 / 16][head_dim][16] and values [64][value_stride] of
+//   every layer and head.
+//
 // A block with more than one holder is never written again. Every call may come from any thread.
 #pragma once
 
@@ -22,6 +26,8 @@
 #include <memory>
 #include <mutex>
 #include <vector>
+
+#include "kv_pages.h"
 
 namespace lowbit {
 
@@ -37,14 +43,21 @@ struct KvShape {
   size_t value_stride() const { return (head_dim + 15) / 16 * 16; }
   size_t key_groups() const { return (head_dim + kKeyGroup - 1) / kKeyGroup; }
   // Lengths that a cache can be cut to, or begin with, are multiples of this.
-  size_t page_positions() const { return 1; }
-  // Bytes of one position in one head.
-  size_t position_bytes() const {
+  size_t page_positions() const { return paged() ? kKvPage : 1; }
+  bool paged() const { return bits < 8; }
+  // Bytes of one head of a block, and of all.
+  size_t head_bytes() const {
     const size_t numbers = head_dim + value_stride();
-    return bits == 16 ? numbers * sizeof(uint16_t) : numbers + (key_groups() + 2) * sizeof(float);
+    if (paged()) return kSegment / kKvPage * KvPage::bytes(head_dim, value_stride(), bits);
+    return kSegment *
+           (bits == 16 ? numbers * sizeof(uint16_t) : numbers + (key_groups() + 2) * sizeof(float));
   }
-  size_t head_bytes() const { return kSegment * position_bytes(); }
   size_t segment_bytes() const { return n_layers * n_kv_heads * head_bytes(); }
+  // Numbers of one head of a slot, and bytes of all.
+  size_t slot_numbers() const { return kKvPage * (head_dim + value_stride()); }
+  size_t slot_bytes() const {
+    return paged() ? n_layers * n_kv_heads * slot_numbers() * sizeof(uint16_t) : 0;
+  }
   bool operator==(const KvShape& o) const {
     return n_layers == o.n_layers && n_kv_heads == o.n_kv_heads && head_dim == o.head_dim && bits == o.bits;
   }
@@ -65,21 +78,29 @@ class KvPool {
   size_t free_blocks() const;
   uint8_t* data(uint32_t block) const { return data_ + block * block_bytes_; }
 
+  // Slots of 16-bit pages. There are enough for every sequence that holds a block of its own.
+  static constexpr size_t kSlotsOfSequence = 4;
+  size_t slot_bytes() const { return slot_bytes_; }
+  uint16_t* slot(uint32_t slot) const { return reinterpret_cast<uint16_t*>(slots_ + slot * slot_bytes_); }
+  uint32_t take_slot();
+  void drop_slot(uint32_t slot);
+
   // Appends `count` blocks that nobody else holds to `out`: all of them, or none and false.
   bool take(size_t count, std::vector<uint32_t>* out);
   void share(uint32_t block);  // one holder more
   void drop(uint32_t block);   // one less; without holders it is free
   bool shared(uint32_t block) const;
-  // Gives the memory of free blocks back to the system.
+  // Gives the memory of free blocks and slots back to the system.
   void trim();
 
  private:
   const KvShape shape_;
-  size_t block_bytes_;  // whole pages of the system
-  uint8_t* data_ = nullptr;
+  size_t block_bytes_, slot_bytes_;  // whole pages of the system
+  uint8_t *data_ = nullptr, *slots_ = nullptr;
   mutable std::mutex mutex_;
   std::vector<uint32_t> holders_;  // [blocks]
   std::vector<uint32_t> free_;     // the last is taken next
+  std::vector<uint32_t> free_slots_;
 };
 
 // Holds one block, whose first `positions` positions are written.

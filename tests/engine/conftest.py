@@ -58,6 +58,7 @@ class ScriptedCache:
     def truncate(self, n):
         assert n <= self.length
         self.length = n
+        return n
 
 
 class ScriptedDecoder:

@@ -19,7 +19,7 @@ PARAMETERS = [
     SamplingParameters(max_tokens=13, temperature=1.2, top_p=0.9, seed=2**63 + 5, frequency_penalty=0.7),
     SamplingParameters(max_tokens=11, repetition_penalty=1.3, logit_bias={70: 2.0}, min_tokens=5),
 ]
-KV_BITS = [16, 8]
+KV_BITS = [16, 8, 4, 2]
 
 
 @pytest.fixture(scope="module")

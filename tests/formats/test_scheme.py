@@ -16,6 +16,8 @@ INT4 = Format.integer(4)
         ("int4-g64", "int4-g64", "int8", 8),
         ("w4a8kv16", "int4-g64", "int8", 16),
         ("w4a8kv8", "int4-g64", "int8", 8),
+        ("w4a8kv4", "int4-g64", "int8", 4),
+        ("w3a16kv2", "int3-g64", "int16", 2),
         ("w4a16", "int4-g64", "int16", 16),
         ("w4a16kv8", "int4-g64", "int16", 8),
         ("W8A8", "int8-g64", "int8", 8),
@@ -91,9 +93,9 @@ def test_layers_are_copied():
     assert set(scheme.layers) == {"a"}
 
 
-@pytest.mark.parametrize("value", ["w4a8kv4", {"weights": "int4", "kv_bits": 4}])
+@pytest.mark.parametrize("value", ["w4a8kv3", {"weights": "int4", "kv_bits": 5}])
 def test_unsupported_cache_says_what_is_supported(value):
-    with pytest.raises(UnsupportedError, match="use 8 or 16"):
+    with pytest.raises(UnsupportedError, match="use one of 2, 4, 8, 16"):
         Scheme.parse(value)
 
 

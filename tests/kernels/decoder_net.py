@@ -11,6 +11,11 @@ import numpy as np
 from lowbit import _native
 from lowbit.packed.layout import pack_codes, pack_groups, pack_values
 
+if __package__:
+    from .kv_pages import PAGE, as_codes
+else:  # run as a script
+    from kv_pages import PAGE, as_codes
+
 
 @dataclass(frozen=True)
 class Net:
@@ -187,6 +192,27 @@ def attend_integers(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, windo
     return mixed / total[..., None]
 
 
+def attend_pages(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
+    """Attention [n, heads, dim]: earlier pages of 64 positions as codes, a query's own page in float16."""
+    n, group = len(q), net.n_heads // net.n_kv_heads
+    pages = np.arange(n) // PAGE
+    own = pages[:, None] == pages
+    seen_k, seen_v = as_codes(k, v, net.kv_bits)
+    near_k, near_v = (a.astype(np.float16).astype(np.float64) for a in (k, v))
+    seen_k, seen_v, near_k, near_v = (np.repeat(a, group, 1) for a in (seen_k, seen_v, near_k, near_v))
+    scores = (
+        np.where(own, np.einsum("ihd,jhd->hij", q, near_k), np.einsum("ihd,jhd->hij", q, seen_k))
+        * net.head_dim**-0.5
+    )
+    scores = np.where(seen_keys(n, window), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    return np.einsum("hij,jhd->ihd", p * own, near_v) + np.einsum("hij,jhd->ihd", p * ~own, seen_v)
+
+
+ATTEND = {16: attend_floats, 8: attend_integers, 4: attend_pages, 2: attend_pages}
+
+
 def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
     """Logits [tokens, vocab] in float64, with keys and values rounded as net.kv_bits says."""
     w = {name: x.astype(np.float64) for name, x in net.weights.items()}
@@ -220,8 +246,7 @@ def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
             q, k = norm(q, w[at + "q_norm"]), norm(k, w[at + "k_norm"])
         if net.rope_layers[i] and net.rotary_dim:
             q, k = rotate(q), rotate(k)
-        attend = attend_integers if net.kv_bits == 8 else attend_floats
-        h = attend(net, q, k, v, net.windows[i]).reshape(n, -1)
+        h = ATTEND[net.kv_bits](net, q, k, v, net.windows[i]).reshape(n, -1)
         if net.sub_norm:
             h = norm(h, w[at + "attn_sub_norm"])
         x = x + linear(h, at + "o")
@@ -243,9 +268,10 @@ def digest() -> str:
     for name in ("nine_heads", "head_80_partial", "bitnet", "biases", "odd_sizes", "qk_norm"):
         for bits in (0, 4):
             wide = name == "biases"
-            net = make(
-                replace(NETS[name], bits=bits, activation_bits=16 if wide else 8, kv_bits=16 if wide else 8)
+            kv_bits = {"biases": 16, "odd_sizes": 4, "qk_norm": 2, "head_80_partial": 4 if bits else 8}.get(
+                name, 8
             )
+            net = make(replace(NETS[name], bits=bits, activation_bits=16 if wide else 8, kv_bits=kv_bits))
             decoder, tokens = build(net), random_tokens(net, 290)
             cache = _native.KvCache(decoder, 300)
             total.update(decoder.logits(tokens[:280], [cache], [280]).tobytes())

@@ -11,7 +11,7 @@ from lowbit import _native
 
 from .decoder_net import NETS, build, make, random_tokens
 
-BITS = [16, 8]
+BITS = [16, 8, 4, 2]
 
 
 def setting(bits, name="nine_heads"):
@@ -53,7 +53,9 @@ def test_a_shared_beginning_continues_as_if_computed(bits):
     first = _native.KvCache(pool, 1200)
     feed(decoder, first, tokens[:600])
     blocks = first.blocks()
-    assert [block.positions for block in blocks] == [256, 256, 88]
+    page = pool.page_positions
+    assert page == (1 if bits >= 8 else 64)
+    assert [block.positions for block in blocks] == [256, 256, 88 // page * page]
     for length in (512, 512 + pool.page_positions, 576):
         second = _native.KvCache(pool, 1200)
         assert second.adopt(blocks, length) and second.length == length
@@ -137,6 +139,78 @@ def test_an_exhausted_pool_changes_nothing(bits):
     gc.collect()
     assert cache.reserve(65), "alone again, it may be written"
     assert np.array_equal(feed(decoder, cache, tokens[64:100]), private(decoder, tokens[:100])[64:])
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_pages_of_codes_are_kept_whole(bits):
+    decoder, tokens = setting(bits)
+    want = private(decoder, tokens[:560])
+    pool = _native.KvPool(decoder, 4)
+    cache = _native.KvCache(pool, 1024)
+    # Within the page of the last position any length can be kept, elsewhere the beginning of a page.
+    for fed, asked, kept in [
+        (300, 290, 290),
+        (64, 0, 0),
+        (300, 255, 192),
+        (128, 100, 100),
+        (130, 127, 64),
+        (449, 448, 448),
+        (500, 500, 500),
+        (320, 257, 257),
+        (70, 64, 64),
+    ]:
+        cache.clear()
+        assert np.array_equal(feed(decoder, cache, tokens[:fed]), want[:fed])
+        assert cache.truncate(asked) == cache.length == kept
+        assert np.array_equal(feed(decoder, cache, tokens[kept : kept + 60]), want[kept : kept + 60])
+    with pytest.raises(ValueError, match="length=100 must be a multiple of 64"):
+        _native.KvCache(pool, 512).adopt(cache.blocks(), 100)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("start", [58, 63, 64, 250])
+def test_refused_guesses_leave_no_trace(bits, start):
+    decoder, tokens = setting(bits)
+    chosen = private(decoder, tokens[:start])[-1].argmax()
+    rest = tokens[700:790]
+    want = private(decoder, np.concatenate([tokens[:start], rest]))[start - 1 :]
+    for guesses in (1, 12, 64):
+        cache = _native.KvCache(decoder, 400)
+        decoder.logits(tokens[: start - 1], [cache], [start - 1])
+        wrong = np.full(guesses, (chosen + 1) % 101, np.int32)
+        run = decoder.step(
+            np.concatenate([tokens[start - 1 : start], wrong]),
+            [cache],
+            [guesses + 1],
+            [_native.Sampler()],
+            [guesses],
+        )[0]
+        assert (run.ids, cache.length) == ([chosen], start)
+        assert np.array_equal(decoder.logits(rest, [cache], [90], all=True), want[1:])
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_a_failed_step_leaves_the_page_that_is_not_complete(bits):
+    net = make(replace(NETS["plain"], kv_bits=bits))
+    net.weights["embed"][7] = np.nan
+    decoder, tokens = build(net), random_tokens(net, 900) % 7
+    want = private(decoder, tokens[:200])
+    cache = _native.KvCache(decoder, 1000)
+    decoder.logits(tokens[:100], [cache], [100])
+    bad = tokens.copy()
+    bad[-1] = 7
+    assert decoder.step(bad[100:], [cache], [800], [_native.Sampler()])[0].failed
+    assert cache.length == 100
+    assert np.array_equal(decoder.logits(tokens[100:200], [cache], [100], all=True), want[100:])
+
+
+def test_four_bits_take_a_quarter_of_the_memory():
+    blocks = {}
+    for bits in BITS:
+        net = make(replace(NETS["plain"], head_dim=64, rotary_dim=64, kv_bits=bits, n_heads=2, n_kv_heads=2))
+        cache = _native.KvCache(build(net), 2048)
+        blocks[bits] = cache.nbytes / (2048 * 2 * 2 * 128) * 8  # bits of a number
+    assert blocks == {16: 16, 8: 8.75, 4: 4.25, 2: 2.25}
 
 
 def test_truncate_gives_blocks_back():

@@ -66,9 +66,9 @@ def add_runtime(parser: argparse.ArgumentParser, context_help: str) -> None:
     parser.add_argument(
         "--kv-bits",
         type=int,
-        choices=[8, 16],
+        choices=[2, 4, 8, 16],
         metavar="N",
-        help="of keys and values: 8 or 16 (default: what the model was quantized for, else 8 with int8 "
+        help="of keys and values: 2, 4, 8 or 16 (default: what the model was quantized for, else 8 with int8 "
         "activations, 16 with int16)",
     )
 

@@ -138,8 +138,8 @@ class DraftModelSpeculator:
         start = min(draft.guessed_at, len(fed))
         while start < len(fed) and start < len(tokens) - 1 and fed[start] == tokens[start]:
             start += 1
+        start = draft.cache.truncate(start)
         del fed[start:]
-        draft.cache.truncate(start)
         missing = list(tokens[start : min(start + CHUNK, len(tokens) - 1)])
         if missing:
             with native_step("speculation"):

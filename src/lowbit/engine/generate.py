@@ -333,7 +333,7 @@ def load(
         quantized for, else "int8".
     context: tokens of prompt and answer together; None: what the model was trained for.
     threads: None: what the machine and its cgroup allow, or LOWBIT_THREADS.
-    kv_bits: of keys and values: 8 or 16; None: 8 with int8 activations, 16 with int16.
+    kv_bits: of keys and values: 2, 4, 8 or 16; None: 8 with int8 activations, 16 with int16.
     """
     from lowbit.model.loader import load_model
 

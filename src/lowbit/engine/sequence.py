@@ -119,7 +119,7 @@ class TokenSequence:
         common = 0
         while common < limit and self.tokens[common] == prompt[common]:
             common += 1
-        self.cache.truncate(common)
+        common = self.cache.truncate(common)  # with 4 and 2 bits perhaps fewer: where a page begins
         del self.tokens[common:]
         self.reused = common
         return common

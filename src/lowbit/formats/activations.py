@@ -1,7 +1,7 @@
 """What the inputs of products and the KV cache may hold."""
 
 ACTIVATIONS = ("int8", "int16")
-KV_BITS = (8, 16)
+KV_BITS = (2, 4, 8, 16)  # 8 and less: integers; 4 and 2 in pages of 64 positions
 
 
 def default_kv_bits(activations: str) -> int:

@@ -25,8 +25,8 @@ class Scheme:
     embedding: format of token embedding and output head; None: int6-g32 if weights have less than 8 bits,
         int8-g32 from 8 bits on, and the weights' own format if that is a plain float
     activations: "int8", or "int16" (two int8 limbs)
-    kv_bits: bits of keys and values: 16, or 8 for attention in integers; None: 16 for weights in plain
-        floats, default_kv_bits(activations) for all others
+    kv_bits: bits of keys and values: 16, 8 for attention in integers, 4 or 2 in pages; None: 16 for weights
+        in plain floats, default_kv_bits(activations) for all others
     layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
     """
 
@@ -53,7 +53,7 @@ class Scheme:
             plain = self.weights.float_type is not None
             object.__setattr__(self, "kv_bits", 16 if plain else default_kv_bits(self.activations))
         elif self.kv_bits not in KV_BITS:
-            raise UnsupportedError(f"Scheme: kv_bits={self.kv_bits} is not supported; use 8 or 16")
+            raise UnsupportedError(f"Scheme: kv_bits={self.kv_bits} is not supported; use one of 2, 4, 8, 16")
         for pattern, fmt in self.layers.items():
             if not isinstance(pattern, str) or not isinstance(fmt, Format):
                 raise FormatError(

@@ -193,7 +193,7 @@ def weight_bytes_per_token(model: LanguageModel) -> int:
 def kv_bytes_per_token(model: LanguageModel, length: float) -> float:
     """Bytes of keys and values that a step at `length` tokens of context reads."""
     config = model.config
-    one = model.model.cache(1).nbytes  # of one position
+    one = model.model.cache(64).nbytes / 64  # of one position; 4 and 2 bits come in pages of 64
     windows = config.windows or (0,) * config.n_layers
     seen = sum(min(length, window) if window else length for window in windows)
     return seen * one / config.n_layers

@@ -41,7 +41,7 @@ class LoadedModel:
     weights: dict[str, PackedMatrix]  # matrices by canonical name; a tied head appears once, as the embedding
     context: int  # positions of one sequence, at most
     activations: str  # "int8" | "int16"
-    kv_bits: int  # of keys and values: 8 | 16
+    kv_bits: int  # of keys and values: 2 | 4 | 8 | 16
     nbytes: int  # of all weights, norms and biases included
     bits_per_weight: float  # 8 * nbytes over the number of weights
 
@@ -67,7 +67,7 @@ def load_model(
     context: positions that one sequence may hold; None: those of the published checkpoint. The dynamic
         rope scaling depends on it, see rope.inverse_frequencies.
     threads: of all native work in this process; None: as it is.
-    kv_bits: of keys and values: 16, or 8 for attention in integers; None: what the model was
+    kv_bits: of keys and values: 16, 8 for attention in integers, 4 or 2 in pages; None: what the model was
         quantized for; else 8 where coded weights meet int8 activations, 16 with int16 ones and in a model of
         plain floats, whose results stay those of floats.
     Raises CheckpointError, UnsupportedError or RequestError; nothing is loaded halfway.
@@ -79,7 +79,7 @@ def load_model(
     if activations not in (None, *ACTIVATION_BITS):
         raise RequestError(f"load: activations={activations!r}; use one of {', '.join(ACTIVATION_BITS)}")
     if kv_bits not in (None, *KV_BITS):
-        raise RequestError(f"load: kv_bits={kv_bits}; use 8 or 16, or none for the default")
+        raise RequestError(f"load: kv_bits={kv_bits}; use one of 2, 4, 8, 16, or none for the default")
     if threads is not None:
         if threads < 1:
             raise RequestError(f"load: threads={threads}; use at least 1, or none for the default")

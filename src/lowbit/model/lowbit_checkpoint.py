@@ -61,7 +61,7 @@ class LowbitCheckpoint:
         if activations not in ACTIVATIONS or kv_bits not in KV_BITS:
             raise CheckpointError(
                 f"open {self.path / 'lowbit.json'}: the scheme has activations={activations!r:.40} and "
-                f"kv_bits={kv_bits!r:.40}; known are {', '.join(ACTIVATIONS)} and 8, 16; it is damaged"
+                f"kv_bits={kv_bits!r:.40}; known are {', '.join(ACTIVATIONS)} and 2, 4, 8, 16; it is damaged"
             )
         return activations, kv_bits
 
