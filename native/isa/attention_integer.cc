@@ -167,6 +167,12 @@ void attend_rows(const IntegerTile& t, size_t row, const KvIntegers& kv, size_t 
     return;
   }
   const size_t block = first / kAttentionBlock, stop = (last + kAttentionBlock - 1) / kAttentionBlock;
+  if (ahead)  // what keys and values are scaled by lies apart from them, 64 bytes for 16 keys
+    for (size_t i = block * kAttentionBlock; i < stop * kAttentionBlock; i += 16) {
+      for (size_t g = 0; g < t.groups; ++g) __builtin_prefetch(kv.key_scales + g * kSegment + i);
+      __builtin_prefetch(kv.value_logs + i);
+      __builtin_prefetch(kv.value_inverses + i);
+    }
   for (size_t b = block; b < stop; ++b) {
     const uint8_t* keys = kv.keys + b * kAttentionBlock * t.head_dim;
     const float* scales = kv.key_scales + b * kAttentionBlock;
