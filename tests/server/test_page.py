@@ -8,12 +8,8 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("page_server", Path(__file__).with_name("page_server.py"))
 page_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page_server)
-scripted, browser, server, page = (
-    page_server.scripted,
-    page_server.browser,
-    page_server.server,
-    page_server.page,
-)
+scripted, browser, tab = page_server.scripted, page_server.browser, page_server.tab
+server, page = page_server.server, page_server.page
 POLL, ask, answered = page_server.POLL, page_server.ask, page_server.answered
 
 

@@ -1,18 +1,13 @@
 """The page when things go wrong: a busy, broken, loading or locked server, and damaged memory."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 spec = importlib.util.spec_from_file_location("page_server", Path(__file__).with_name("page_server.py"))
 page_server = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(page_server)
-scripted, browser, server, page = (
-    page_server.scripted,
-    page_server.browser,
-    page_server.server,
-    page_server.page,
-)
+scripted, browser, tab = page_server.scripted, page_server.browser, page_server.tab
+server, page = page_server.server, page_server.page
 POLL, ask, answered = page_server.POLL, page_server.ask, page_server.answered
 
 
@@ -122,8 +117,9 @@ def test_damaged_storage_does_not_stop_the_page(page, server):
     ]
     bad += ['{"turns": [{"question": "a", "answers": [null]}], "theme": {}}', '{"models": [5, null]}']
     for text in bad:
-        page.add_init_script(f"localStorage.setItem('lowbit', {json.dumps(text)})")
-        page.reload()
+        page.goto(f"{server.url}page/page.css")  # where nothing is kept on leaving
+        page.evaluate("text => localStorage.setItem('lowbit', text)", text)
+        page.goto(server.url)
         page.wait_for_selector("#model-a option", state="attached")
         ask(page, "Still there?")
         assert answered(page) == ["Hello there."]
