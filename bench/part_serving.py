@@ -29,10 +29,12 @@ READ_SECONDS = 0.05  # how often the clients look, where their own time shall no
 SOAK_REQUESTS, SOAK_WARM_UP, SOAK_CLIENTS, SOAK_LEAVE = 1000, 250, 32, 0.3
 
 
-def servers(bench: Bench, stack: ExitStack, context: int) -> dict[str, Running]:
+def servers(bench: Bench, stack: ExitStack, context: int, *options: str) -> dict[str, Running]:
     """lowbit and, if it could be built, llama-server, each with its four bits and without speculation."""
     model = bench.ours(SMALL)
-    found = {OURS: stack.enter_context(serving.started(serving.ours(model, "--speculation", "none")))}
+    found = {
+        OURS: stack.enter_context(serving.started(serving.ours(model, "--speculation", "none", *options)))
+    }
     theirs = bench.theirs(SMALL)
     if bench.server is not None and theirs is not None:
         server = serving.theirs(bench, theirs, slots=CLIENTS, context=context)
@@ -46,7 +48,7 @@ def load_section(bench: Bench) -> tuple[list[Row], Any]:
     firsts: dict[str, list[float]] = {}
     runs: dict[str, list[Any]] = {}
     with ExitStack() as stack:
-        running = servers(bench, stack, context=512)
+        running = servers(bench, stack, 512)
         running[DEFAULT] = stack.enter_context(serving.started(serving.ours(bench.ours(SMALL))))
         for turn in range(bench.rounds + 1):
             for label, one in running.items():
@@ -88,7 +90,7 @@ def arrival_section(bench: Bench) -> tuple[list[Row], Any]:
     """What running streams feel of a long prompt: p95 of their gaps while it is read, over that without."""
     data: dict[str, Any] = {}
     with ExitStack() as stack:
-        for label, one in servers(bench, stack, context=5120).items():
+        for label, one in servers(bench, stack, 5120, "--stream-ms", "0").items():
             one.together([(0.0, one.prompt(100, 1), 8)])
             series = [stretch(one, turn) for turn in range(2 if label == OURS else 1)]
             data[label] = {key: median(each[key] for each in series) for key in series[0]}
