@@ -90,7 +90,7 @@ def lookup_section(bench: Bench) -> tuple[list[Row], Any]:
     ]
     note = f"single prompts {', '.join(f'{r:.2f}' for r in ratios)}; the same text with and without"
     measure = "Prompt lookup, one stream of an editing or summarizing answer: decode, over plain"
-    return [at_least(measure, median(ratios), "x", targets.LOOKUP, note)], data
+    return [at_least(measure, median(ratios), "x", targets.LOOKUP, note)], {"answers": data}
 
 
 def alone(one: Running, prompt: str) -> tuple[float, str]:
