@@ -13,7 +13,7 @@ from context import Bench
 from serving import Running
 from targets import SMALL, Row, at_least, at_most
 
-KV_BITS, KV_CONTEXT, KV_TOKENS = (16, 8, 4, 2), 2048, 40_960
+KV_BITS, KV_CONTEXT, KV_TOKENS = (16, 8, 4, 2), 2048, 20_480
 EDIT_TOKENS = 160
 # What the user asks; {text} is a piece of the text that perplexity is measured on.
 EDITS = (
