@@ -26,6 +26,7 @@ STREAMS, STREAM_TOKENS, LONG_PROMPT = 4, 400, 4000
 SHARED, TAIL, SHARERS = 1000, 20, 8
 IDLE_SECONDS = 10.0
 READ_SECONDS = 0.05  # how often the clients look, where their own time shall not count
+SOAK_KV_GB = 0.25
 SOAK_REQUESTS, SOAK_WARM_UP, SOAK_CLIENTS, SOAK_LEAVE = 1000, 250, 32, 0.3
 
 
@@ -221,7 +222,8 @@ class BareSteps:
 
 def soak_section(bench: Bench) -> tuple[list[Row], Any]:
     """A thousand requests whose clients leave at random: pages and memory, before and after."""
-    with serving.started(serving.ours(bench.ours(SMALL))) as one:
+    # A pool that the prefix cache has filled when the warm-up ends: what grows after it is lost.
+    with serving.started(serving.ours(bench.ours(SMALL), "--kv-gb", SOAK_KV_GB)) as one:
 
         def some(count: int, seed: int) -> dict[str, Any]:
             requests = uniform(count, Span(20, 120), Span(4, 24), seed)

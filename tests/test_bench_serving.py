@@ -174,7 +174,7 @@ def test_a_soak_counts_what_is_left_behind(tmp_path, monkeypatch, leaked):
         monkeypatch.setattr(part_serving, name, value)
     engine = {"running": 0, "waiting": 0, "kv_blocks_used": 5 + leaked, "kv_blocks_cached": 5}
 
-    def ours(model):
+    def ours(model, *options):
         server = Fake(0.001)
         server.gets["/stats"] = {"models": [{"engine": engine}]}
         return server
