@@ -214,9 +214,11 @@ class BareSteps:
         for cache in self.caches:
             cache.truncate(0)
             self.model.decoder.logits(ids, [cache], [len(ids)])
-        last, started = [1] * count, time.perf_counter()
+        last, ones = np.ones(count, np.int32), [1] * count
+        started = time.perf_counter()
         for _ in range(tokens):
-            last, _ = self.model.decoder.sample(last, self.caches, [1] * count, self.samplers)
+            runs = self.model.decoder.step(last, self.caches, ones, self.samplers)
+            last = np.array([run.ids[0] for run in runs], np.int32)
         return (time.perf_counter() - started) / tokens
 
 
