@@ -48,7 +48,7 @@ class ScriptedServer:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def reset(self):
-        self.models = [description("four"), description("three", bits=3.25, size=520_000_000)]
+        self.models = [description("four"), description("three", bits=3.25, size=55_000_000)]
         self.engines = {model["id"]: dict(ENGINE) for model in self.models}
         self.answer = lambda body: ["Hello ", "there."]
         self.pause = 0.0

@@ -184,10 +184,12 @@ def test_two_models_answer_side_by_side(page, server):
     boxes = [node.bounding_box() for node in page.query_selector_all(".last .answer")]
     assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
     # Each model goes on from its own words.
+    server.rates["four"] = 148.0
     ask(page, "Go on")
     page.wait_for_function("() => document.querySelectorAll('.turn').length === 2")
     answered(page, 2)
     assert [body["messages"][1]["content"].split()[-1] for body in server.bodies[2:]] == ["four", "three"]
+    assert "Both were as fast." in page.inner_text(".last .verdict")
 
 
 def test_models_take_turns_unless_told(page, server):

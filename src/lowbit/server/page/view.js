@@ -81,6 +81,7 @@ function parting({ answers }, node) {
   const parted = n ? `The answers part after ${n} ${n === 1 ? "word" : "words"}.` : "The answers part at the first word.";
   const [slow, fast] = [a, b].sort((x, y) => x.figures.rate - y.figures.rate);
   const told = [a, b].every(({ figures }) => figures.alone && figures.tokens >= 16 && figures.rate);
-  const faster = told ? ` ${fast.model} was ${(fast.figures.rate / slow.figures.rate).toFixed(2)} times as fast.` : "";
+  const ratio = fast.figures.rate / slow.figures.rate;
+  const faster = !told ? "" : ratio < 1.03 ? " Both were as fast." : ` ${fast.model} was ${ratio.toFixed(2)} times as fast.`;
   node.textContent = (same ? "Both answers are the same." : parted) + faster;
 }
