@@ -23,6 +23,7 @@ from targets import SMALL, Row, at_least, at_most
 DEFAULT = "lowbit with prompt lookup"  # as `lowbit serve` starts
 CLIENTS, PROMPT, ANSWER = 8, 200, 64
 STREAMS, STREAM_TOKENS, LONG_PROMPT = 4, 400, 4000
+LONGER = 256  # tokens of eight streams that are timed
 SHARED, TAIL, SHARERS = 1000, 20, 8
 IDLE_SECONDS = 10.0
 READ_SECONDS = 0.05  # how often the clients look, where their own time shall not count
@@ -161,11 +162,9 @@ def overhead_section(bench: Bench) -> tuple[list[Row], Any]:
     over_http, reading, steps = [], [], []
     with serving.started(serving.ours(model, "--no-prefix-cache", "--speculation", "none")) as one:
         for turn in range(bench.rounds + 1):
-            asks = [(0.0, one.prompt(PROMPT, 100 * turn + i), 4 * ANSWER) for i in range(CLIENTS)]
-            http = serving.step_seconds(one.together(asks, READ_SECONDS))
-            asks = [(0.0, one.prompt(PROMPT, 100 * turn + 50 + i), 4 * ANSWER) for i in range(CLIENTS)]
-            seen = serving.step_seconds(one.together(asks))
-            alone = bare.seconds(PROMPT, 4 * ANSWER)
+            http = stream_seconds(one, 400 * turn, READ_SECONDS)
+            seen = stream_seconds(one, 400 * turn + 200, 0.0)
+            alone = bare.seconds(PROMPT + ANSWER, LONGER)
             if turn:
                 over_http.append(http)
                 reading.append(seen)
@@ -193,6 +192,17 @@ def overhead_section(bench: Bench) -> tuple[list[Row], Any]:
         "bare_step_seconds": steps,
         "idle_cpu_percent": idle,
     }
+
+
+def stream_seconds(one: Running, number: int, every: float) -> float:
+    """Seconds of a step of eight streams over HTTP; number: of the first prompt, all are new."""
+    short, long = (
+        one.together(
+            [(0.0, one.prompt(PROMPT, number + 50 * part + i), tokens) for i in range(CLIENTS)], every
+        )
+        for part, tokens in enumerate((ANSWER, ANSWER + LONGER))
+    )
+    return serving.step_seconds(short, long)
 
 
 class BareSteps:

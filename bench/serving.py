@@ -128,13 +128,16 @@ def gaps(answers: Sequence[Answer], since: float, until: float) -> list[float]:
     return found
 
 
-def step_seconds(answers: Sequence[Answer]) -> float:
-    """Seconds per token of each stream, over the time in which all of them run."""
-    since = max(answer.arrivals[0] for answer in answers)
-    until = min(answer.arrivals[-1] for answer in answers)
-    arrivals = [one for answer in answers for one in zip(answer.arrivals, answer.together)]
-    pieces = sum(count for moment, count in arrivals if since < moment <= until)
-    each = sum(answer.tokens for answer in answers) / sum(answer.pieces for answer in answers)
-    if until <= since or not pieces:
-        raise process.CommandError("the streams did not run at the same time; longer answers are needed")
-    return (until - since) * len(answers) / (pieces * each)
+def step_seconds(short: Sequence[Answer], long: Sequence[Answer]) -> float:
+    """Seconds of a step of all streams: what longer answers took beyond shorter ones.
+
+    Arrivals would not tell: tokens of several steps share one, and how many is not said.
+    """
+
+    def taken(answers: Sequence[Answer]) -> float:
+        return max(answer.ended for answer in answers) - min(answer.started for answer in answers)
+
+    further = min(answer.tokens for answer in long) - max(answer.tokens for answer in short)
+    if further < 1:
+        raise process.CommandError("step_seconds: long answers no longer than short ones; ask for more")
+    return (taken(long) - taken(short)) / further

@@ -63,17 +63,12 @@ def test_gaps_are_those_that_end_in_the_window():
     assert serving.gaps(answers, 9.0, 10.0) == []
 
 
-def test_a_step_is_the_time_per_token_while_all_streams_run():
-    answers = [answer([0.0, 1.0, 2.0, 3.0]), answer([0.5, 1.5, 2.5, 3.5, 4.5])]
-    assert serving.step_seconds(answers) == pytest.approx(1.0)  # 0.5 to 3: five arrivals of two streams
-    twice = [answer([0.0, 1.0, 2.0], tokens=6), answer([0.0, 1.0, 2.0], tokens=6)]
-    assert serving.step_seconds(twice) == pytest.approx(0.5)  # two tokens in each arrival
-    bundled = [answer([0.0, 2.0, 3.0]), answer([0.0, 1.0, 3.0])]
-    bundled[0].together, bundled[0].pieces, bundled[0].answer_tokens = [1, 4, 2], 7, 7
-    bundled[1].together, bundled[1].pieces, bundled[1].answer_tokens = [1, 2, 4], 7, 7
-    assert serving.step_seconds(bundled) == pytest.approx(0.5)  # six tokens each in three seconds
-    with pytest.raises(process.CommandError, match="at the same time"):
-        serving.step_seconds([answer([0.0, 1.0]), answer([2.0, 3.0])])
+def test_a_step_is_what_longer_answers_take_beyond_shorter_ones():
+    short = [answer([0.0, 1.0, 2.0]), answer([0.5, 1.5, 2.5])]
+    long = [answer([0.0, 2.0, 4.5], tokens=7), answer([0.5, 2.5, 3.5], tokens=7)]
+    assert serving.step_seconds(short, long) == pytest.approx(0.5)  # four further tokens in two seconds
+    with pytest.raises(process.CommandError, match="no longer than short"):
+        serving.step_seconds(short, short)
 
 
 def test_streams_run_together():

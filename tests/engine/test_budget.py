@@ -89,7 +89,7 @@ def test_a_short_prompt_is_read_at_once():
     assert chunk < 20
     for prompt in (30, 200, 400):
         assert times.chunk(2, prompt) == prompt
-    for prompt in (3, 500, 4000):  # of which 500 would take 0.1 s and more
+    for prompt in (2, 500, 4000):  # of which 500 would take 0.1 s and more
         assert times.chunk(2, prompt) == chunk
     times.target_seconds = 0.01
     assert times.chunk(2, 200) == times.chunk(2) < 100

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 MINIMUM_CHUNK = 2  # prompt tokens: progress even where decodes alone take longer than the target
 MAXIMUM_CHUNK = 512  # bounds the activations' memory and the time until a cancellation is noticed
-# Without a target, a step with prompt tokens may take this many times what its decodes take alone.
-STRETCH = 2.0
+# Without a target, a step with prompt tokens is meant to take this many times what its decodes take alone, so
+# that the slowest of twenty takes less than twice as long.
+STRETCH = 1.7
 # Nor does a pause of this length hurt once: a prompt that can be read within it is read at once. In chunks as
 # small as one stream's step allows, eight short prompts would take three times as long.
 PAUSE_SECONDS = 0.1

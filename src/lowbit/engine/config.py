@@ -23,7 +23,7 @@ class EngineConfig:
         half of the free memory, at most what max_sequences full contexts need.
     max_sequences: requests computed at the same time.
     target_seconds_between_tokens: what a stream may wait for its next token while prompts are read; None:
-        twice what its step takes without them.
+        such that nearly every step takes less than twice what it takes without them.
     chunk_tokens: prompt tokens per step, in place of the number fitted to that target.
     prefix_cache: share the keys and values of common beginnings.
     speculation: None, "ngram" (prompt lookup) or an object with propose() and feedback().
