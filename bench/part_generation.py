@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from statistics import median
 from typing import Any
 
@@ -22,6 +23,8 @@ EDITS = (
     "Write this text again in British English:\n\n{text}",
     "Summarize this text in its own words, sentence by sentence:\n\n{text}",
 )
+TEXTS_EACH = 2
+LOOKUP_ROUNDS = 2
 TEXT_CHARACTERS = 700
 
 
@@ -62,16 +65,13 @@ def kv_section(bench: Bench) -> tuple[list[Row], Any]:
 def lookup_section(bench: Bench) -> tuple[list[Row], Any]:
     """Decode of edits and summaries with prompt lookup over that without, in turns; equal text."""
     model = bench.ours(SMALL)
-    text = bench.text.read_text(encoding="utf-8")
-    size = len(text) // (len(EDITS) + 1)
-    pieces = [" ".join(text[(i + 1) * size :][: TEXT_CHARACTERS * 2].split()) for i in range(len(EDITS))]
-    prompts = [edit.format(text=piece[:TEXT_CHARACTERS]) for edit, piece in zip(EDITS, pieces)]
+    prompts = editing_prompts(bench.text.read_text(encoding="utf-8"))
     data = []
     with (
         serving.started(serving.ours(model, "--speculation", "none"), chat=True) as plain,
         serving.started(serving.ours(model, "--speculation", "ngram"), chat=True) as lookup,
     ):
-        for turn in range(3):
+        for turn in range(1 + LOOKUP_ROUNDS):
             for number, prompt in enumerate(prompts):
                 entry = {"prompt": number, "plain": 0.0, "lookup": 0.0}
                 texts = []
@@ -91,6 +91,22 @@ def lookup_section(bench: Bench) -> tuple[list[Row], Any]:
     note = f"single prompts {', '.join(f'{r:.2f}' for r in ratios)}; the same text with and without"
     measure = "Prompt lookup, one stream of an editing or summarizing answer: decode, over plain"
     return [at_least(measure, median(ratios), "x", targets.LOOKUP, note)], {"answers": data}
+
+
+def editing_prompts(text: str) -> list[str]:
+    """Each of EDITS about TEXTS_EACH pieces of `text`, all different."""
+    count = TEXTS_EACH * len(EDITS)
+    size = len(text) // (count + 1)
+    parts = [text[(i + 1) * size :].partition(" . ")[2] for i in range(count)]  # from a sentence on
+    pieces = [as_written(part[: TEXT_CHARACTERS * 2]) for part in parts]
+    return [edit.format(text=piece[:TEXT_CHARACTERS]) for edit, piece in zip(EDITS * TEXTS_EACH, pieces)]
+
+
+def as_written(text: str) -> str:
+    """Text of WikiText without the spaces of its tokenizer, as people write: nobody asks to edit " @-@ "."""
+    text = re.sub(r" @([-,.])@ ", r"\1", " ".join(text.split()))
+    text = re.sub(r" ([,.;:!?)%]|'s\b|n't\b)", r"\1", text)
+    return re.sub(r'" ([^"]*?) "', r'"\1"', text.replace("( ", "("))
 
 
 def alone(one: Running, prompt: str) -> tuple[float, str]:
