@@ -88,12 +88,12 @@ struct DecoderKernels {
   void (*attend_integers)(const IntegerTile& tile, const KvIntegers& kv, size_t segment, bool fresh,
                           const AttentionState& state);
 
-  // 4 and 2 bit: a complete page of 16-bit keys and values becomes codes; and the state of a tile, whose
-  // queries lie in one page, over one segment: earlier pages are read as codes (of the head in the segment),
-  // their own in 16 bit. scratch as for attend().
+  // 4 and 2 bit: a complete page of 16-bit keys and values, the one of `position`, becomes codes of `head` in
+  // its segment; and the state of a tile, whose queries lie in one page, over one segment: earlier pages are
+  // read as codes, their own in 16 bit. scratch as for attend().
   void (*seal_page)(int bits, const uint16_t* keys, const uint16_t* values, size_t head_dim, size_t stride,
-                    uint8_t* page);
-  void (*attend_pages)(const AttentionTile& tile, int bits, const uint8_t* pages, const uint16_t* own_keys,
+                    size_t position, uint8_t* head);
+  void (*attend_pages)(const AttentionTile& tile, int bits, const uint8_t* head, const uint16_t* own_keys,
                        const uint16_t* own_values, size_t segment, const AttentionState& state,
                        float* scratch);
 

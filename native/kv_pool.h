@@ -48,7 +48,8 @@ struct KvShape {
   // Bytes of one head of a block, and of all.
   size_t head_bytes() const {
     const size_t numbers = head_dim + value_stride();
-    if (paged()) return kSegment / kKvPage * KvPage::bytes(head_dim, value_stride(), bits);
+    if (paged())
+      return head_dim * sizeof(uint16_t) + kSegment / kKvPage * KvPage::bytes(head_dim, value_stride(), bits);
     return kSegment *
            (bits == 16 ? numbers * sizeof(uint16_t) : numbers + (key_groups() + 2) * sizeof(float));
   }

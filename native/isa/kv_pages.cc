@@ -11,10 +11,10 @@ namespace lowbit::LOWBIT_ISA {
 namespace {
 
 // Scales tried, from the smallest that reaches all numbers of a group downwards, an eighth of an octave at a
-// time: with few codes it pays to cut the largest numbers short, but not those of values in 4 bits. Measured
-// by perplexity: more trials make it worse, although the squared error falls.
+// time: with 2 bits it pays to cut the largest numbers short. Measured by perplexity: with more trials it gets
+// worse, although the squared error falls.
 template <int bits>
-constexpr int kTriedOfKeys = bits == 4 ? 3 : 6;
+constexpr int kTriedOfKeys = bits == 4 ? 1 : 4;
 template <int bits>
 constexpr int kTriedOfValues = bits == 4 ? 1 : 5;
 
@@ -80,14 +80,22 @@ LOWBIT_INLINE void store_codes(uint8_t* p, F code_of_part) {
   store_i8(reinterpret_cast<int8_t*>(p), bytes);
 }
 
+// first_key: where the first key of a text is kept, or null.
 template <int bits>
-void seal_keys(const uint16_t* keys, size_t head_dim, const KvPage& page) {
+void seal_keys(const uint16_t* keys, size_t head_dim, uint16_t* first_key, const KvPage& page) {
   constexpr size_t kRowBytes = 8 * bits, kVectors = kRowBytes / 16;
   for (size_t d = 0; d < head_dim; ++d) {
     F32 x[4], poison = zero_f32();
     for (size_t v = 0; v < 4; ++v) {
       x[v] = load_fp16(keys + (v * head_dim + d) * kKeyLanes);
       poison = fma(x[v], zero_f32(), poison);
+    }
+    if (first_key) {
+      first_key[d] = keys[d * kKeyLanes];
+      float lanes[16];
+      store(lanes, x[0]);
+      lanes[0] = lanes[1];
+      x[0] = load(lanes);
     }
     const float low = reduce_min(min(min(x[0], x[1]), min(x[2], x[3])));
     const float high = reduce_max(max(max(x[0], x[1]), max(x[2], x[3])));
@@ -142,18 +150,20 @@ void seal_values(const uint16_t* values, size_t stride, const KvPage& page) {
 }
 
 template <int bits>
-void seal(const uint16_t* keys, const uint16_t* values, size_t head_dim, size_t stride, uint8_t* page) {
-  const KvPage place(page, head_dim, stride, bits);
-  seal_keys<bits>(keys, head_dim, place);
+void seal(const uint16_t* keys, const uint16_t* values, size_t head_dim, size_t stride, size_t position,
+          uint8_t* head) {
+  const size_t n = position % kSegment / kKvPage;
+  const KvPage place(KvPage::at(head, n, head_dim, stride, bits), head_dim, stride, bits);
+  seal_keys<bits>(keys, head_dim, position < kKvPage ? KvPage::first_key(head) : nullptr, place);
   seal_values<bits>(values, stride, place);
 }
 
 void seal_page(int bits, const uint16_t* keys, const uint16_t* values, size_t head_dim, size_t stride,
-               uint8_t* page) {
+               size_t position, uint8_t* head) {
   if (bits == 4)
-    seal<4>(keys, values, head_dim, stride, page);
+    seal<4>(keys, values, head_dim, stride, position, head);
   else
-    seal<2>(keys, values, head_dim, stride, page);
+    seal<2>(keys, values, head_dim, stride, position, head);
 }
 
 // Numbers of 8 / bits groups that share the bytes at p, in the order of their bits.
@@ -199,23 +209,32 @@ void unpack(const KvPage& page, size_t head_dim, size_t stride, float* keys, flo
   }
 }
 
-void attend_pages(const AttentionTile& t, int bits, const uint8_t* pages, const uint16_t* own_keys,
+// Puts a key into lane 0 of the first sixteen.
+void put_first(const uint16_t* key, size_t head_dim, float* keys) {
+  for (size_t first = 0; first < head_dim; first += 16) {
+    float lanes[16];
+    store(lanes, load_fp16(key + first));  // what follows the last are codes
+    for (size_t d = first; d < head_dim && d < first + 16; ++d) keys[d * kKeyLanes] = lanes[d - first];
+  }
+}
+
+void attend_pages(const AttentionTile& t, int bits, const uint8_t* head, const uint16_t* own_keys,
                   const uint16_t* own_values, size_t segment, const AttentionState& state, float* scratch) {
   clear_state(t, state);
   const size_t own = t.position / kKvPage * kKvPage, end = t.position + (t.rows - 1) / t.group + 1;
   const size_t begin = t.window && t.position + 1 > t.window ? t.position + 1 - t.window : 0;
-  const size_t page_bytes = KvPage::bytes(t.head_dim, t.stride, bits);
+  uint8_t* codes = const_cast<uint8_t*>(head);  // which are only read
   float* values = scratch + kKvPage * t.head_dim;
   for (size_t first = segment; first < segment + kSegment && first < end; first += kKvPage) {
     if (first + kKvPage <= begin) continue;
     if (first < own) {
-      // The codes are only read.
-      const KvPage page(const_cast<uint8_t*>(pages) + (first - segment) / kKvPage * page_bytes, t.head_dim,
-                        t.stride, bits);
+      const KvPage page(KvPage::at(codes, (first - segment) / kKvPage, t.head_dim, t.stride, bits),
+                        t.head_dim, t.stride, bits);
       if (bits == 4)
         unpack<4>(page, t.head_dim, t.stride, scratch, values);
       else
         unpack<2>(page, t.head_dim, t.stride, scratch, values);
+      if (first == 0) put_first(KvPage::first_key(codes), t.head_dim, scratch);
     } else {
       const size_t seen = end - first < kKvPage ? end - first : kKvPage;
       widen(own_keys, (seen + kKeyLanes - 1) / kKeyLanes * kKeyLanes * t.head_dim, scratch);
