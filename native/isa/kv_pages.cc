@@ -11,8 +11,8 @@ namespace lowbit::LOWBIT_ISA {
 namespace {
 
 // Scales tried, from the smallest that reaches all numbers of a group downwards, an eighth of an octave at a
-// time: with 2 bits it pays to cut the largest numbers short. Measured by perplexity: with more trials it gets
-// worse, although the squared error falls.
+// time: with 2 bits it pays to cut the largest numbers short. Measured by perplexity: with more trials it
+// gets worse, although the squared error falls.
 template <int bits>
 constexpr int kTriedOfKeys = bits == 4 ? 1 : 4;
 template <int bits>
