@@ -28,7 +28,7 @@ SHARED, TAIL, SHARERS = 1000, 20, 8
 IDLE_SECONDS = 10.0
 READ_SECONDS = 0.05  # how often the clients look, where their own time shall not count
 SOAK_KV_GB = 0.25
-SOAK_REQUESTS, SOAK_WARM_UP, SOAK_CLIENTS, SOAK_LEAVE = 1000, 250, 32, 0.3
+SOAK_REQUESTS, SOAK_WARM_UP, SOAK_CLIENTS, SOAK_LEAVE = 1000, 1000, 32, 0.3
 
 
 def servers(bench: Bench, stack: ExitStack, context: int, *options: str) -> dict[str, Running]:
