@@ -77,7 +77,8 @@ def _run(verb: str, argv: list[str]) -> None:
     more = [
         f"See also `lowbit {name}`: {text}." for name, text in SUBVERBS.items() if name.startswith(f"{verb} ")
     ]
-    parser = options.Parser(prog=f"lowbit {verb}", description=" ".join([f"{told.capitalize()}.", *more]))
+    about = " ".join([f"{told[0].upper()}{told[1:]}.", *more])
+    parser = options.Parser(prog=f"lowbit {verb}", description=about)
     module.configure(parser)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout and nothing else"
