@@ -141,7 +141,7 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
     }
     if (paged) {
       const uint16_t* own = page_at(slice, position / kKvPage, index, item.kv_head);
-      kernels_.attend_pages(tile, spec_.kv_bits, slice.cache->pages(segment, index, item.kv_head), own,
+      kernels_.attend_pages(tile, spec_.kv_bits, slice.cache->coded(segment, index, item.kv_head), own,
                             own + kKvPage * dim, segment * kSegment, fresh ? state : part, wide);
       if (!fresh) kernels_.merge(rows, stride, unit, state, part);
       return;

@@ -38,7 +38,7 @@ uint16_t* Walk::page_at(const Slice& slice, size_t page, size_t layer, size_t kv
 void Walk::seal(size_t layer, const Slice& slice, size_t page, size_t kv_head) {
   const KvShape shape = spec_.kv_shape();
   const size_t first = page * kKvPage;
-  uint8_t* head = slice.cache->pages(first / kSegment, layer, kv_head);
+  uint8_t* head = slice.cache->coded(first / kSegment, layer, kv_head);
   const uint16_t* keys = page_at(slice, page, layer, kv_head);
   kernels_.seal_page(shape.bits, keys, keys + kKvPage * shape.head_dim, shape.head_dim, shape.value_stride(),
                      first, head);

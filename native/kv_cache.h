@@ -71,7 +71,8 @@ class KvCache {
     k.value_inverses = k.value_logs + kSegment;
     return k;
   }
-  uint8_t* pages(size_t segment, size_t layer, size_t head) const { return at(segment, layer, head); }
+  // 4 and 2 bit: the first key and the pages, see KvPage.
+  uint8_t* coded(size_t segment, size_t layer, size_t head) const { return at(segment, layer, head); }
   // Where a 16-bit page lies that the sequence holds; null if it does not.
   uint16_t* held_page(size_t page, size_t layer, size_t head) const {
     for (const HeldPage& held : held_)

@@ -14,9 +14,9 @@
 //   value_logs     [256]   the binary logarithm of the value's scale, and
 //   value_inverses [256]   one over that scale
 //
-//   4 and 2 bit: pages of 64 positions, see kv_pages.h. The page that a sequence writes at present is not in
-//   its block yet but, in 16 bit, in a slot: keys [64 / 16][head_dim][16] and values [64][value_stride] of
-//   every layer and head.
+//   4 and 2 bit: the first key and pages of 64 positions, see kv_pages.h. The page that a sequence writes at
+//   present is not in its block yet but, in 16 bit, in a slot: keys [64 / 16][head_dim][16] and values
+//   [64][value_stride] of every layer and head.
 //
 // A block with more than one holder is never written again. Every call may come from any thread.
 #pragma once
