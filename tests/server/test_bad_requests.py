@@ -64,7 +64,7 @@ def test_bodies_that_are_no_request(server, body, told):
         ({"best_of": 3}, "best_of", "ask for n=3"),
         ({"suffix": "b"}, "suffix", "not supported"),
         ({"stream_options": {}}, "stream_options", "stream=true"),
-        ({"regex": "("}, "regex", "regex"),
+        ({"regex": "("}, "regex", "regex: unclosed"),
         ({"grammar": "start: nowhere"}, None, ""),
         ({"regex": "a", "grammar": "start: a"}, "grammar", "one constraint"),
         ({"temprature": 1}, "temprature", "unknown field"),
@@ -77,6 +77,8 @@ def test_completions(server, fields, param, told):
     error = answer.error()
     assert error["type"] == "invalid_request_error"
     assert told in error["message"]
+    first, *rest = error["message"].split(": ")
+    assert first not in rest[:1]  # a field is named once
     if param is not None:
         assert error["param"] == param
 

@@ -235,7 +235,7 @@ class Engine:
         chat = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
         ids = self.model.encode_chat(prompt) if chat else self.model.encode(prompt)
         check_prompt(len(ids), self.model.context)
-        self.model._assembler(parameters, not chat)  # raises if it cannot be made
+        self.model.assembler(parameters, not chat)  # raises if it cannot be made
         constrain = None
         if grammar is not None:
             with self._lock:
@@ -248,7 +248,7 @@ class Engine:
         def make(streaming: bool) -> Sink:
             constraint = constrain() if constrain else None
             request = Request(ids, parameters, priority=priority, constraint=constraint)
-            return Sink(request, self.model._assembler(parameters, not chat), streaming)
+            return Sink(request, self.model.assembler(parameters, not chat), streaming)
 
         return make
 

@@ -253,7 +253,7 @@ class LanguageModel:
             room = min(room, parameters.max_tokens or room)
             sequence = TokenSequence(self.decoder, len(prompt_ids) + room)
         return TextStream(
-            self._pieces(prompt_ids, parameters, sequence, self._assembler(parameters, continuing))
+            self._pieces(prompt_ids, parameters, sequence, self.assembler(parameters, continuing))
         )
 
     def _pieces(
@@ -304,7 +304,8 @@ class LanguageModel:
             logprobs=tokens if parameters.logprobs is not None else None,
         )
 
-    def _assembler(self, parameters: SamplingParameters, continuing: bool) -> TextAssembler | None:
+    def assembler(self, parameters: SamplingParameters, continuing: bool) -> TextAssembler | None:
+        """Makes an answer's text from its ids; None without a tokenizer, which stop strings need."""
         if self.tokenizer is None:
             if parameters.stop:
                 raise UnsupportedError("generate: stop strings need a tokenizer and this model has none")

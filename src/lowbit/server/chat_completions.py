@@ -5,23 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from lowbit.server import render
-from lowbit.server.errors import ApiError
 from lowbit.server.generation import Choice, Generation
 
 
-class ChatRenderer:
+class ChatRenderer(render.Chunks):
     """The assistant's next message."""
 
     def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._head = {
-            "id": render.new_id("chatcmpl-"),
-            "object": "chat.completion.chunk",
-            "created": generation.created,
-            "model": generation.model.name,
-            "system_fingerprint": generation.model.fingerprint,
-        }
-        self._prefix = render.event({**self._head, "choices": []})[:-4]  # up to the list's content
+        super().__init__(generation, "chatcmpl-", "chat.completion.chunk")
         self._calls: dict[int, int] = {}  # tool calls of each choice so far
 
     def opening(self) -> bytes:
@@ -55,15 +46,6 @@ class ChatRenderer:
             last = _choice(choice.index, {}, _reason(choice))
             events += render.event({**self._head, "choices": [last], "timings": render.timings(choice)})
         return events
-
-    def closing(self) -> bytes:
-        if not self._generation.job.include_usage:
-            return render.DONE
-        total = render.usage(self._generation)
-        return render.event({**self._head, "choices": [], "usage": total}) + render.DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return render.failure_event(error)
 
     def whole(self) -> dict[str, Any]:
         generation = self._generation

@@ -5,23 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from lowbit.server import render
-from lowbit.server.errors import ApiError
 from lowbit.server.generation import Choice, Generation
 
 
-class CompletionRenderer:
+class CompletionRenderer(render.Chunks):
     """Text after a prompt."""
 
     def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._head = {
-            "id": render.new_id("cmpl-"),
-            "object": "text_completion",
-            "created": generation.created,
-            "model": generation.model.name,
-            "system_fingerprint": generation.model.fingerprint,
-        }
-        self._prefix = render.event({**self._head, "choices": []})[:-4]  # up to the list's content
+        super().__init__(generation, "cmpl-", "text_completion")
         self._offsets: dict[int, int] = {}  # characters of each choice so far
 
     def opening(self) -> bytes:
@@ -45,15 +36,6 @@ class CompletionRenderer:
             render.encode(text),
             b"null" if logprobs is None else render.encode(logprobs),
         )
-
-    def closing(self) -> bytes:
-        if not self._generation.job.include_usage:
-            return render.DONE
-        total = render.usage(self._generation)
-        return render.event({**self._head, "choices": [], "usage": total}) + render.DONE
-
-    def failure(self, error: ApiError) -> bytes:
-        return render.failure_event(error)
 
     def whole(self) -> dict[str, Any]:
         choices = []

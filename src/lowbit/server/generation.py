@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from lowbit.engine.request import derived_seed
 from lowbit.engine.text import TextAssembler
 from lowbit.server import wire
 from lowbit.server.errors import ApiError
@@ -120,11 +121,10 @@ class Choice:
 
     def submit(self) -> None:
         generation, job = self._generation, self._generation.job
-        seed = (job.seed + self.index * 0x9E3779B97F4A7C15) % 2**64
         self._name = generation.model.engine.submit(
             self,
             prompt=self.prompt,
-            parameters={**job.parameters, "seed": seed},
+            parameters={**job.parameters, "seed": derived_seed(job.seed, self.index)},
             tenant=generation.tenant,
             priority=job.priority,
             constraint=job.constraint,

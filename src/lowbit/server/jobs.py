@@ -246,7 +246,8 @@ async def compiled(make: Maker, field: str) -> tuple[str, str]:
     try:
         grammar = await asyncio.to_thread(check)
     except LowbitError as error:
-        raise invalid(f"{field}: {error}", field) from error
+        told = str(error)
+        raise invalid(told if told.startswith(f"{field}: ") else f"{field}: {told}", field) from error
     return grammar.kind, grammar.text
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from lowbit.engine.request import Timings
 from lowbit.server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -36,6 +37,30 @@ class Renderer(Protocol):
 
     def whole(self) -> dict[str, Any]:
         """The answer that is not streamed."""
+
+
+class Chunks:
+    """What the streams of chat and of plain completions share: the head of each chunk, and the end."""
+
+    def __init__(self, generation: Generation, id_prefix: str, name: str) -> None:
+        """name: the `object` of a chunk."""
+        self._generation = generation
+        self._head = {
+            "id": new_id(id_prefix),
+            "object": name,
+            "created": generation.created,
+            "model": generation.model.name,
+            "system_fingerprint": generation.model.fingerprint,
+        }
+        self._prefix = event({**self._head, "choices": []})[:-4]  # up to the list's content
+
+    def closing(self) -> bytes:
+        if not self._generation.job.include_usage:
+            return DONE
+        return event({**self._head, "choices": [], "usage": usage(self._generation)}) + DONE
+
+    def failure(self, error: ApiError) -> bytes:
+        return failure_event(error)
 
 
 def new_id(prefix: str) -> str:
@@ -78,11 +103,10 @@ def timings(choice: Choice) -> dict[str, Any] | None:
     found = choice.timings
     if found is None:
         return None
-    n, seconds = found["generated_tokens"] - 1, found["generation_seconds"]
     prompt, reading = found["prompt_tokens"] - found["cached_tokens"], found["prompt_seconds"]
     return {
         **found,
-        "tokens_per_second": n / seconds if n > 0 and seconds > 0 else 0.0,
+        "tokens_per_second": Timings(**found).tokens_per_second,
         "prompt_tokens_per_second": prompt / reading if reading > 0 else 0.0,
     }
 
