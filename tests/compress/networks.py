@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from lowbit.model.config import from_transformers
-from lowbit.model.families import expected_tensors
+from lowbit.model.tensors import expected_tensors
 from lowbit.quantize.statistics import Statistics
 
 from ..model import tiny_models

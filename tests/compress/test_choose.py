@@ -14,7 +14,7 @@ from lowbit.errors import FormatError, RequestError  # noqa: E402
 from lowbit.formats import parse_format  # noqa: E402
 from lowbit.formats.auto import Auto  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
-from lowbit.model.families import GROUPS  # noqa: E402
+from lowbit.model.tensors import GROUPS  # noqa: E402
 from lowbit.packed import TensorFile  # noqa: E402
 from lowbit.quantize import round_to_nearest  # noqa: E402
 

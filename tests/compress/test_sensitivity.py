@@ -13,8 +13,8 @@ from lowbit.errors import RequestError  # noqa: E402
 from lowbit.formats import parse_format  # noqa: E402
 from lowbit.model import torch_executor as executor  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
-from lowbit.model.families import EMBEDDING  # noqa: E402
 from lowbit.model.reference import reference_logits  # noqa: E402
+from lowbit.model.tensors import EMBEDDING  # noqa: E402
 from lowbit.quantize import round_to_nearest  # noqa: E402
 from lowbit.quantize.methods import parse_method  # noqa: E402
 

@@ -14,9 +14,9 @@ from lowbit.errors import UnsupportedError
 from lowbit.formats import parse_format
 from lowbit.model.checkpoint import open_checkpoint
 from lowbit.model.config import from_transformers
-from lowbit.model.families import HEAD, expected_tensors
 from lowbit.model.json_file import read_json
 from lowbit.model.reference import reference_logits
+from lowbit.model.tensors import HEAD, expected_tensors
 from lowbit.quantize.round_to_nearest import round_to_nearest
 
 from . import networks

@@ -7,8 +7,9 @@ import pytest
 import transformers
 
 from lowbit.model.config import from_transformers
-from lowbit.model.families import ACTIVATIONS, FAMILIES, expected_tensors
+from lowbit.model.families import ACTIVATIONS, FAMILIES
 from lowbit.model.reference import reference_logits
+from lowbit.model.tensors import expected_tensors
 
 from . import tiny_models
 

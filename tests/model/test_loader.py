@@ -7,8 +7,8 @@ import pytest
 
 from lowbit.errors import CheckpointError, RequestError, UnsupportedError
 from lowbit.model.config import from_transformers
-from lowbit.model.families import EMBEDDING, HEAD, expected_tensors
 from lowbit.model.loader import load_model
+from lowbit.model.tensors import EMBEDDING, HEAD, expected_tensors
 from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, pack_codes, pack_groups, pack_values
 
 pytest.importorskip("lowbit._native")

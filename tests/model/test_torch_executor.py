@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 from lowbit.errors import RequestError  # noqa: E402
 from lowbit.model import torch_executor as executor  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
-from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD  # noqa: E402
 from lowbit.model.reference import reference_logits  # noqa: E402
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD  # noqa: E402
 
 from . import tiny_models  # noqa: E402
 

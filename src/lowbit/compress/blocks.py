@@ -14,7 +14,7 @@ import torch
 
 from lowbit.errors import CheckpointError
 from lowbit.model import torch_executor as executor
-from lowbit.model.families import EMBEDDING, GROUPS
+from lowbit.model.tensors import EMBEDDING, GROUPS
 from lowbit.packed import FloatTerm, PackedMatrix, pack_values
 from lowbit.quantize.statistics import Statistics
 

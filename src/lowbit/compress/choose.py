@@ -11,7 +11,7 @@ from lowbit.compress.allocate import Allocation, allocate
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.formats.auto import Auto
-from lowbit.model.families import EMBEDDING, GROUPS, HEAD
+from lowbit.model.tensors import EMBEDDING, GROUPS, HEAD
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.methods import Choice, parse_method
 from lowbit.quantize.statistics import Statistics

@@ -16,7 +16,7 @@ import torch
 from lowbit.compress.ksort import key_energy
 from lowbit.errors import RequestError
 from lowbit.model import torch_executor as executor
-from lowbit.model.families import EMBEDDING, FINAL_NORM, GROUPS, HEAD
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, GROUPS, HEAD
 from lowbit.quantize.activations import ACTIVATIONS, Round
 from lowbit.quantize.kv import KV_METHODS, Cache
 from lowbit.quantize.methods import parse_options

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lowbit.compress.view import View, split
-from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD
 from lowbit.quantize.rotation import Rotation, make_rotation
 
 if TYPE_CHECKING:

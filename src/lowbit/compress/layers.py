@@ -19,7 +19,7 @@ from lowbit.compress.recipe import Recipe
 from lowbit.compress.refinements import Rows
 from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import Format
-from lowbit.model.families import EMBEDDING, GROUPS
+from lowbit.model.tensors import EMBEDDING, GROUPS
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.histogram import channel_histogram
 from lowbit.quantize.methods import parse_method

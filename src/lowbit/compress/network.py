@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lowbit.errors import RequestError
 from lowbit.model import torch_executor as executor
-from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD
 
 if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint

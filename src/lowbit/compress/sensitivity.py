@@ -25,7 +25,7 @@ from lowbit.compress.blocks import Streams
 from lowbit.compress.network import Network, Tensors
 from lowbit.errors import FormatError
 from lowbit.model import torch_executor as executor
-from lowbit.model.families import EMBEDDING, HEAD
+from lowbit.model.tensors import EMBEDDING, HEAD
 from lowbit.packed import planned_arrays
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowbit.model.families import EMBEDDING, HEAD
 from lowbit.model.float_weights import float_matrix
+from lowbit.model.tensors import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint

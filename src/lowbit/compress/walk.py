@@ -25,7 +25,7 @@ from lowbit.errors import CheckpointError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.formats.auto import Auto
 from lowbit.model.checkpoint import Checkpoint, open_checkpoint
-from lowbit.model.families import expected_tensors
+from lowbit.model.tensors import expected_tensors
 from lowbit.packed import PackedMatrix, TensorWriter, planned_arrays
 from lowbit.packed.planned import ArrayLayout
 from lowbit.quantize.round_to_nearest import check_finite, quantize_with_error

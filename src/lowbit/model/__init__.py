@@ -1,6 +1,7 @@
 """A network's description and its weights.
 
 config, families, rope, fields    what config.json says, as data
+tensors                           the tensors that a described network has, by canonical name
 checkpoint and the *_checkpoint   readers: transformers, GGUF and lowbit containers
 tokenizer, chat, detokenizer      text to ids and back
 loader                            a checkpoint becomes a native decoder

@@ -40,7 +40,7 @@ class ModelConfig:
     head_dim: int
     max_position: int  # positions of the published checkpoint
     norm_eps: float
-    activation: str  # "silu" | "relu2" | "gelu_tanh", of the gate
+    activation: str  # of the gate: "silu" | "relu2" | "gelu_tanh" | "gelu" (erf) | "relu" | "swiglu_clamped"
     tied: bool  # the output head is the token embedding
     qkv_bias: bool
     o_bias: bool
@@ -54,6 +54,37 @@ class ModelConfig:
     bos_ids: tuple[int, ...] = ()
     eos_ids: tuple[int, ...] = ()
     ignored: tuple[str, ...] = ()  # keys of config.json that nothing here reads, for the curious
+    norm: str = "rms"  # "rms" | "layer", of the stream; norms of queries, keys and sub norms are always RMS
+    norm_bias: bool = False  # biases of the norms of the stream
+    norm_offset: float = 0.0  # added to the stored weight of every RMS norm (Gemma: 1)
+    norm_place: str = "pre"  # what of a half is normed: "pre": its input | "post": what it adds | "sandwich"
+    qk_norm_whole: bool = False  # with qk_norm: one norm over all heads together
+    gated: bool = True  # MLP: activation(gate) * up; False: activation(up)
+    parallel: bool = False  # attention and MLP read the same stream
+    positions: str = "rope"  # "rope" | "learned": a row of a table is added to the embedding
+    position_offset: int = 0  # of the table's row of position 0
+    embedding_scale: float = 1.0  # multiplies embeddings, not the head
+    attention_softcap: float = 0.0  # scores become cap * tanh(score / cap); 0: no cap
+    logit_softcap: float = 0.0
+    rope_local: Rope | None = None  # the rotation of `local_layers`; None: all use `rope`
+    local_layers: tuple[bool, ...] = ()  # per layer; empty: none
+    sinks: bool = False  # a learned score per head that takes part in the softmax and adds nothing
+    n_experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0  # intermediate size of an expert
+    router_bias: bool = False
+    router_order: str = "softmax_topk"  # "softmax_topk" | "topk_softmax"
+    router_renormalize: bool = False  # chosen weights are scaled to a sum of 1
+    sparse_layers: tuple[bool, ...] = ()  # per layer: experts in place of the MLP; empty: none
+
+    def sparse(self, layer: int) -> bool:
+        """Has this layer experts in place of one MLP?"""
+        return bool(self.sparse_layers) and self.sparse_layers[layer]
+
+    def rope_of(self, layer: int) -> Rope:
+        """The rotation of one layer, for `inverse_frequencies`; used where rope_layers[layer]."""
+        local = self.rope_local is not None and bool(self.local_layers) and self.local_layers[layer]
+        return self.rope_local if local and self.rope_local is not None else self.rope
 
     @property
     def max_context(self) -> int:

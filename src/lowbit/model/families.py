@@ -2,7 +2,7 @@
 
 A family is one row of `FAMILIES`: which biases, norms, windows and activation its layers have, where its
 config.json says so, and what an absent field means. A new family is a new row (and, if it brings a tensor
-or an operation that no row has yet, a new line in `LAYER_TENSORS` and in the decoder).
+or an operation that no row has yet, a new line in tensors.py and in the decoder).
 
 Sources: the configuration and modeling files of transformers 4.4x to 5.x for each `model_type`; the
 tests hold every row against them.
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lowbit.model.config import ModelConfig
+    pass
 
 
 @dataclass(frozen=True)
@@ -151,86 +151,3 @@ SUSPECT = re.compile(
     "|window|expert|moe|mla|lora|alibi|sink|adapter|head|layer|act|clip|attn|attention|parallel|residual"
     "|cross|vision|audio|encoder|nextn|mtp|quant|position|embed|tie|sparse|mixture|ssm|mamba|conv|gate|kv|qk)"
 )
-
-
-@dataclass(frozen=True)
-class Tensor:
-    name: str  # canonical name, without `model.layers.N.` where it belongs to a layer
-    native: str  # its name in the native decoder
-    shape: tuple[str, ...]  # symbols of `dimensions`
-    present_if: str | None = None  # the ModelConfig field that says whether it exists; None: always
-
-
-LAYER_TENSORS = (
-    Tensor("input_layernorm.weight", "input_norm", ("hidden",)),
-    Tensor("self_attn.q_proj.weight", "q", ("q", "hidden")),
-    Tensor("self_attn.k_proj.weight", "k", ("kv", "hidden")),
-    Tensor("self_attn.v_proj.weight", "v", ("kv", "hidden")),
-    Tensor("self_attn.o_proj.weight", "o", ("hidden", "q")),
-    Tensor("self_attn.q_proj.bias", "q_bias", ("q",), "qkv_bias"),
-    Tensor("self_attn.k_proj.bias", "k_bias", ("kv",), "qkv_bias"),
-    Tensor("self_attn.v_proj.bias", "v_bias", ("kv",), "qkv_bias"),
-    Tensor("self_attn.o_proj.bias", "o_bias", ("hidden",), "o_bias"),
-    Tensor("self_attn.q_norm.weight", "q_norm", ("head",), "qk_norm"),
-    Tensor("self_attn.k_norm.weight", "k_norm", ("head",), "qk_norm"),
-    Tensor("self_attn.attn_sub_norm.weight", "attn_sub_norm", ("q",), "sub_norm"),
-    Tensor("post_attention_layernorm.weight", "post_norm", ("hidden",)),
-    Tensor("mlp.gate_proj.weight", "gate", ("ffn", "hidden")),
-    Tensor("mlp.up_proj.weight", "up", ("ffn", "hidden")),
-    Tensor("mlp.down_proj.weight", "down", ("hidden", "ffn")),
-    Tensor("mlp.gate_proj.bias", "gate_bias", ("ffn",), "mlp_bias"),
-    Tensor("mlp.up_proj.bias", "up_bias", ("ffn",), "mlp_bias"),
-    Tensor("mlp.down_proj.bias", "down_bias", ("hidden",), "mlp_bias"),
-    Tensor("mlp.ffn_sub_norm.weight", "ffn_sub_norm", ("ffn",), "sub_norm"),
-)
-
-# The matrices of a block in the order of use; those of one group read the same input.
-GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
-
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
-FINAL_NORM = "model.norm.weight"
-
-# Tensors that old checkpoints carry along and that the description already determines (fnmatch patterns).
-IGNORABLE = (
-    "model.layers.*.self_attn.rotary_emb.inv_freq",
-    "model.rotary_emb.inv_freq",
-    "model.layers.*.self_attn.masked_bias",
-)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """A tensor that a checkpoint of one network must hold."""
-
-    name: str  # canonical
-    native: str  # name in the native decoder
-    shape: tuple[int, ...]
-
-
-def expected_tensors(config: ModelConfig) -> list[Expected]:
-    """Every tensor of the described network in the order of use; the head only where it is not tied."""
-    sizes = {
-        "hidden": config.hidden_size,
-        "ffn": config.intermediate_size,
-        "q": config.n_heads * config.head_dim,
-        "kv": config.n_kv_heads * config.head_dim,
-        "head": config.head_dim,
-    }
-    vocabulary = (config.vocab_size, config.hidden_size)
-    expected = [Expected(EMBEDDING, "embed", vocabulary)]
-    for layer in range(config.n_layers):
-        for tensor in LAYER_TENSORS:
-            if tensor.present_if is None or getattr(config, tensor.present_if):
-                shape = tuple(sizes[symbol] for symbol in tensor.shape)
-                name = f"model.layers.{layer}.{tensor.name}"
-                expected.append(Expected(name, f"layers.{layer}.{tensor.native}", shape))
-    expected.append(Expected(FINAL_NORM, "norm", (config.hidden_size,)))
-    if not config.tied:
-        expected.append(Expected(HEAD, "head", vocabulary))
-    return expected

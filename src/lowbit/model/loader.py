@@ -17,9 +17,9 @@ import numpy as np
 from lowbit.errors import CheckpointError, RequestError, UnsupportedError
 from lowbit.formats.activations import KV_BITS, default_kv_bits
 from lowbit.model.config import ModelConfig
-from lowbit.model.families import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
 from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
 from lowbit.model.rope import inverse_frequencies
+from lowbit.model.tensors import EMBEDDING, HEAD, IGNORABLE, Expected, expected_tensors
 from lowbit.packed import PackedMatrix
 
 if TYPE_CHECKING:

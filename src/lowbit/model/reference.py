@@ -12,8 +12,8 @@ import numpy as np
 
 from lowbit.errors import RequestError
 from lowbit.model.config import ModelConfig
-from lowbit.model.families import EMBEDDING, FINAL_NORM, HEAD
 from lowbit.model.rope import inverse_frequencies
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD
 
 # Where `trace` is called, in this order: "embed", then per layer "layers.N.<point>", then "norm".
 POINTS = ("q", "k", "v", "attention", "after_attention", "mlp")

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from lowbit.errors import RequestError
-from lowbit.model.families import GROUPS
 from lowbit.model.rope import inverse_frequencies
+from lowbit.model.tensors import GROUPS
 
 if TYPE_CHECKING:
     from lowbit.model.config import ModelConfig

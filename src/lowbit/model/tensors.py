@@ -1,0 +1,156 @@
+"""The tensors of a described network: canonical names, shapes, native names, and which read the same input.
+
+Canonical names are those of transformers' Llama, whatever a checkpoint calls them. Norms on what attention or
+the MLP adds to the stream are `post_self_attn_norm` and `post_mlp_norm`; `post_attention_layernorm` is always
+the norm before the MLP. An MLP without a gate has `up_proj` and `down_proj` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lowbit.model.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+POSITIONS = "model.embed_positions.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+FINAL_NORM_BIAS = "model.norm.bias"
+
+
+def _normed_input(config: ModelConfig) -> bool:
+    return config.norm_place in ("pre", "sandwich")
+
+
+def _normed_output(config: ModelConfig) -> bool:
+    return config.norm_place in ("post", "sandwich")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str  # canonical name, without `model.layers.N.`
+    native: str  # its name in the native decoder
+    shape: tuple[str, ...]  # symbols of `_sizes`
+    present: Callable[[ModelConfig], bool] | None = None  # None: in every network
+
+
+ATTENTION_TENSORS = (
+    Tensor("input_layernorm.weight", "input_norm", ("hidden",), _normed_input),
+    Tensor(
+        "input_layernorm.bias", "input_norm_bias", ("hidden",), lambda c: c.norm_bias and _normed_input(c)
+    ),
+    Tensor("self_attn.q_proj.weight", "q", ("q", "hidden")),
+    Tensor("self_attn.k_proj.weight", "k", ("kv", "hidden")),
+    Tensor("self_attn.v_proj.weight", "v", ("kv", "hidden")),
+    Tensor("self_attn.o_proj.weight", "o", ("hidden", "q")),
+    Tensor("self_attn.q_proj.bias", "q_bias", ("q",), lambda c: c.qkv_bias),
+    Tensor("self_attn.k_proj.bias", "k_bias", ("kv",), lambda c: c.qkv_bias),
+    Tensor("self_attn.v_proj.bias", "v_bias", ("kv",), lambda c: c.qkv_bias),
+    Tensor("self_attn.o_proj.bias", "o_bias", ("hidden",), lambda c: c.o_bias),
+    Tensor("self_attn.q_norm.weight", "q_norm", ("q_norm",), lambda c: c.qk_norm),
+    Tensor("self_attn.k_norm.weight", "k_norm", ("k_norm",), lambda c: c.qk_norm),
+    Tensor("self_attn.sinks", "sinks", ("heads",), lambda c: c.sinks),
+    Tensor("self_attn.attn_sub_norm.weight", "attn_sub_norm", ("q",), lambda c: c.sub_norm),
+    Tensor("post_self_attn_norm.weight", "attn_out_norm", ("hidden",), _normed_output),
+)
+MLP_NORMS = (
+    Tensor("post_attention_layernorm.weight", "post_norm", ("hidden",), _normed_input),
+    Tensor(
+        "post_attention_layernorm.bias",
+        "post_norm_bias",
+        ("hidden",),
+        lambda c: c.norm_bias and _normed_input(c),
+    ),
+    Tensor("post_mlp_norm.weight", "mlp_out_norm", ("hidden",), _normed_output),
+)
+MLP_TENSORS = (
+    Tensor("mlp.gate_proj.weight", "gate", ("ffn", "hidden"), lambda c: c.gated),
+    Tensor("mlp.up_proj.weight", "up", ("ffn", "hidden")),
+    Tensor("mlp.down_proj.weight", "down", ("hidden", "ffn")),
+    Tensor("mlp.gate_proj.bias", "gate_bias", ("ffn",), lambda c: c.gated and c.mlp_bias),
+    Tensor("mlp.up_proj.bias", "up_bias", ("ffn",), lambda c: c.mlp_bias),
+    Tensor("mlp.down_proj.bias", "down_bias", ("hidden",), lambda c: c.mlp_bias),
+    Tensor("mlp.ffn_sub_norm.weight", "ffn_sub_norm", ("ffn",), lambda c: c.sub_norm),
+)
+
+# The matrices of a Llama block, see `groups`.
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def groups(config: ModelConfig, layer: int) -> tuple[tuple[str, ...], ...]:
+    """The matrices of one block in the order of use; those of one group read the same input."""
+    return (
+        GROUPS[0],
+        GROUPS[1],
+        ("mlp.gate_proj", "mlp.up_proj") if config.gated else ("mlp.up_proj",),
+        ("mlp.down_proj",),
+    )
+
+
+# Tensors that old checkpoints carry along and that the description already determines (fnmatch patterns).
+IGNORABLE = (
+    "model.layers.*.self_attn.rotary_emb.inv_freq",
+    "model.rotary_emb.inv_freq",
+    "model.layers.*.self_attn.masked_bias",
+)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """A tensor that a checkpoint of one network must hold."""
+
+    name: str  # canonical
+    native: str  # name in the native decoder
+    shape: tuple[int, ...]
+
+
+def expected_tensors(config: ModelConfig) -> list[Expected]:
+    """Every tensor of the described network in the order of use; the head only where it is not tied."""
+    hidden = config.hidden_size
+    expected = [Expected(EMBEDDING, "embed", (config.vocab_size, hidden))]
+    if config.positions == "learned":
+        rows = config.max_position + config.position_offset
+        expected.append(Expected(POSITIONS, "positions", (rows, hidden)))
+    for layer in range(config.n_layers):
+        expected += layer_tensors(config, layer)
+    expected.append(Expected(FINAL_NORM, "norm", (hidden,)))
+    if config.norm_bias:
+        expected.append(Expected(FINAL_NORM_BIAS, "norm_bias", (hidden,)))
+    if not config.tied:
+        expected.append(Expected(HEAD, "head", (config.vocab_size, hidden)))
+    return expected
+
+
+def layer_tensors(config: ModelConfig, layer: int) -> list[Expected]:
+    """Those of one layer."""
+    sizes = _sizes(config)
+    return [
+        Expected(
+            f"model.layers.{layer}.{tensor.name}",
+            f"layers.{layer}.{tensor.native}",
+            tuple(sizes[symbol] for symbol in tensor.shape),
+        )
+        for tensor in (*ATTENTION_TENSORS, *MLP_NORMS, *MLP_TENSORS)
+        if tensor.present is None or tensor.present(config)
+    ]
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    return {
+        "hidden": config.hidden_size,
+        "ffn": config.intermediate_size,
+        "q": q,
+        "kv": kv,
+        "heads": config.n_heads,
+        "q_norm": q if config.qk_norm_whole else config.head_dim,
+        "k_norm": kv if config.qk_norm_whole else config.head_dim,
+    }
