@@ -57,6 +57,7 @@ def test_state_and_permutation(rng):
     np.testing.assert_array_equal(again.dequantize(), matrix.dequantize())
     index = rng.permutation(70)
     np.testing.assert_array_equal(matrix.permute_rows(index).dequantize(), matrix.dequantize()[index])
+    np.testing.assert_array_equal(matrix.take_rows(index[:9]).dequantize(), matrix.dequantize()[index[:9]])
     meta["terms"] = [{"kind": "entropy", "type": "fp16"}]
     with pytest.raises(CheckpointError, match="fp16"):
         PackedMatrix.from_state(meta, arrays)

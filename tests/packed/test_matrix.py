@@ -8,6 +8,7 @@ import pytest
 
 from lowbit.errors import CheckpointError, FormatError
 from lowbit.formats import FORMATS, emulate
+from lowbit.kernels import matmul
 from lowbit.packed import (
     CodeTerm,
     FloatTerm,
@@ -122,7 +123,22 @@ def test_permuted_rows_are_exact(name, rng):
     index = rng.permutation(45)
     np.testing.assert_array_equal(matrix.permute_rows(index).dequantize(), matrix.dequantize()[index])
     with pytest.raises(FormatError, match="not a permutation of 45 rows"):
-        matrix.permute_rows(np.zeros(45, int))
+        matrix.permute_rows(np.arange(44))
+
+
+@pytest.mark.parametrize("name", ["int4-g32", "int3a-g64", "bitmod4-g128", "bcq2-g128", "fp16"])
+def test_some_rows_of_a_matrix_are_exact(name, rng):
+    matrix = round_to_nearest(rng.standard_normal((70, 128)).astype(np.float32), FORMATS.get(name) or name)
+    whole = matrix.dequantize()
+    index = rng.permutation(70)[:37]
+    np.testing.assert_array_equal(matrix.take_rows(index).dequantize(), whole[index])
+    part = matrix.take_rows(slice(33, 70))
+    np.testing.assert_array_equal(part.dequantize(), whole[33:])
+    x = rng.standard_normal((3, 128)).astype(np.float32)
+    np.testing.assert_array_equal(matmul(x, part), matmul(x, matrix)[:, 33:])
+    for bad in ([], [70], [-1], [3, 3], [0.5], [[1, 2]]):
+        with pytest.raises(FormatError, match="take_rows: index"):
+            matrix.take_rows(np.array(bad))
 
 
 def broken_states(rng):

@@ -78,6 +78,8 @@ def test_dequantize_state_and_permutation(maker, rng):
     assert again.nbytes == matrix.nbytes == sum(a.nbytes for a in arrays.values())
     index = rng.permutation(45)
     np.testing.assert_array_equal(matrix.permute_rows(index).dequantize(), expected[index])
+    some = index[:20]
+    np.testing.assert_array_equal(matrix.take_rows(some).dequantize(), expected[some])
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

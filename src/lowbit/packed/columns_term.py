@@ -9,7 +9,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.packed.layout import BLOCK_ROWS, block_count, unpack_groups
-from lowbit.packed.term import check_array, permute_groups
+from lowbit.packed.term import check_array, take_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class ColumnsTerm:
         weights[:, self.columns] = unpack_groups(self.values, out_features)
         return weights
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "ColumnsTerm":
-        return replace(self, values=permute_groups(self.values, index))
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "ColumnsTerm":
+        return replace(self, values=take_groups(self.values, index, out_features))
 
     def add_to(self, native: Any) -> None:
         native.add_columns_term(self.columns, self.values, self.exclude)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.packed.layout import BLOCK_ROWS, block_count
-from lowbit.packed.term import check_array
+from lowbit.packed.term import check_array, places_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,13 @@ class EntriesTerm:
         weights[self.places()] = self.values
         return weights
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "EntriesTerm":
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "EntriesTerm | None":
         rows, columns = self.places()
-        return self.from_places(np.argsort(index)[rows], columns, self.values, len(index))
+        rows = places_of(index, out_features)[rows]
+        kept = rows >= 0
+        if not kept.any():
+            return None
+        return self.from_places(rows[kept], columns[kept], self.values[kept], len(index))
 
     def add_to(self, native: Any) -> None:
         native.add_entries_term(self.starts, self.columns, self.rows, self.values)

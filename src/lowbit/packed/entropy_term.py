@@ -82,8 +82,8 @@ class EntropyTerm:
         """float32 [out_features, in_features], exact."""
         return (self.values(out_features, in_features).astype(np.uint32) << 16).view(np.float32)
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "EntropyTerm":
-        return EntropyTerm.of(self.values(len(index), in_features)[index])
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "EntropyTerm":
+        return EntropyTerm.of(self.values(out_features, in_features)[index])
 
     def add_to(self, native: Any) -> None:
         try:

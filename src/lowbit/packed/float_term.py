@@ -8,7 +8,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.packed.layout import BLOCK_ROWS, block_count, unpack_groups
-from lowbit.packed.term import check_array, permute_groups
+from lowbit.packed.term import check_array, take_groups
 
 FLOAT_DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}  # bf16: the bits
 
@@ -53,8 +53,8 @@ class FloatTerm:
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32)
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "FloatTerm":
-        return replace(self, values=permute_groups(self.values, index))
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "FloatTerm":
+        return replace(self, values=take_groups(self.values, index, out_features))
 
     def add_to(self, native: Any) -> None:
         native.add_float_term(self.type, self.values)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lowbit.errors import FormatError
 from lowbit.packed.layout import BLOCK_ROWS, block_count, unpack_groups
-from lowbit.packed.term import check_array, permute_groups
+from lowbit.packed.term import check_array, take_groups
 
 MAX_RANK = 1024
 
@@ -61,8 +61,8 @@ class LowRankTerm:
             weights += u[:, r, None] * row
         return weights
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "LowRankTerm":
-        return replace(self, u=permute_groups(self.u, index))
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "LowRankTerm":
+        return replace(self, u=take_groups(self.u, index, out_features))
 
     def add_to(self, native: Any) -> None:
         native.add_low_rank_term(self.u, self.v)

@@ -107,13 +107,34 @@ class PackedMatrix:
 
     def permute_rows(self, index: np.ndarray) -> "PackedMatrix":
         """The matrix whose row r is row index[r] of this one, exactly; `index` is a permutation."""
-        index = np.asarray(index)
-        if index.shape != (self.out_features,) or not np.array_equal(
-            np.sort(index), np.arange(self.out_features)
-        ):
+        if np.shape(index) != (self.out_features,):
             raise FormatError(f"permute_rows: index is not a permutation of {self.out_features} rows")
-        terms = (term.permute_rows(index, self.in_features) for term in self.terms)
-        return PackedMatrix(self.out_features, self.in_features, tuple(terms), self.format_name)
+        return self.take_rows(index)
+
+    def take_rows(self, index: "np.ndarray | slice") -> "PackedMatrix":
+        """The matrix whose row r is row index[r] of this one, exactly; `index` names each row once at most.
+
+        For matrices that a checkpoint stores fused: queries, keys and values, or gate and up.
+        Raises FormatError for an index that is empty, out of range or has a row twice.
+        """
+        if isinstance(index, slice):
+            index = np.arange(self.out_features)[index]
+        index = np.asarray(index)
+        if index.ndim != 1 or not index.size or index.dtype.kind not in "iu":
+            raise FormatError(
+                f"take_rows: index is {index.dtype} {list(index.shape)}; give integers, one or more"
+            )
+        if (
+            int(index.min()) < 0
+            or int(index.max()) >= self.out_features
+            or len(np.unique(index)) < len(index)
+        ):
+            raise FormatError(
+                f"take_rows: index has rows outside 0 to {self.out_features - 1}, or one of them twice"
+            )
+        taken = (term.take_rows(index, self.out_features, self.in_features) for term in self.terms)
+        terms = tuple(term for term in taken if term is not None)
+        return PackedMatrix(len(index), self.in_features, terms, self.format_name)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """(meta, arrays): what a file stores. `meta` fits JSON; arrays are named "0.codes", "0.scales" .."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lowbit.errors import FormatError
-from lowbit.packed.term import check_array
+from lowbit.packed.term import check_array, places_of
 from lowbit.packed.terms import CodeTerm
 
 
@@ -57,10 +57,14 @@ class RowsTerm:
         weights[self.rows] = self.codes.dequantize(len(self.rows), in_features)
         return weights
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "RowsTerm":
-        places = np.argsort(index)[self.rows]  # where each of the rows goes
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "RowsTerm | None":
+        places = places_of(index, out_features)[self.rows]
         order = np.argsort(places)
-        return RowsTerm(places[order].astype(np.uint32), self.codes.permute_rows(order, in_features))
+        order = order[places[order] >= 0]
+        if not order.size:
+            return None
+        codes = self.codes.take_rows(order, len(self.rows), in_features)
+        return RowsTerm(places[order].astype(np.uint32), codes)
 
     def add_to(self, native: Any) -> None:
         from lowbit._native import Matrix

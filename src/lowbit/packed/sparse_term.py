@@ -24,7 +24,7 @@ from lowbit.packed.layout import (
     pack_codes,
     unpack_codes,
 )
-from lowbit.packed.term import check_array, integer, permute_groups
+from lowbit.packed.term import check_array, integer, take_groups
 from lowbit.packed.terms import SCALE_DTYPES, CodeTerm
 
 TAIL = 64  # bytes of 0 behind the codes, so that a kernel may load a whole vector anywhere
@@ -182,18 +182,18 @@ class SparseTerm:
         """float32 [out_features, in_features]: (scale * tensor_scale) * level, or 0."""
         return self.dense(out_features, in_features).dequantize(out_features, in_features)
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "SparseTerm":
-        dense = self.dense(len(index), in_features)
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "SparseTerm":
+        dense = self.dense(out_features, in_features)
         kept = np.unpackbits(self.mask, axis=-1, bitorder="little").reshape(
             *self.mask.shape[:3], STEPS, 4 * TILE_ROWS
         )
-        codes = unpack_codes(dense.codes, len(index), in_features, dense.bits)[index]
+        codes = unpack_codes(dense.codes, out_features, in_features, dense.bits)[index]
         return self.from_codes(
             codes,
-            _rows(kept, len(index), in_features)[index] != 0,
+            _rows(kept, out_features, in_features)[index] != 0,
             self.bits,
             self.levels,
-            permute_groups(self.scales, index),
+            take_groups(self.scales, index, out_features),
             self.scale_type,
             self.group_size,
             self.tensor_scale,

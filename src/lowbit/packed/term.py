@@ -37,8 +37,9 @@ class Term(Protocol):
     def dequantize(self, out_features: int, in_features: int) -> np.ndarray:
         """float32 [out_features, in_features]."""
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "Term":
-        """The term whose row r is row index[r] of this one."""
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "Term | None":
+        """The term whose row r is row index[r] of this one; `index` names no row twice. None where a sparse
+        kind of term has nothing in these rows."""
 
     def add_to(self, native: Any) -> None:
         """Add the term to a `_native.Matrix` over the same memory."""
@@ -60,7 +61,14 @@ def check_array(name: str, array: np.ndarray, dtypes: tuple, shape: tuple[int, .
         )
 
 
-def permute_groups(packed: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """[blocks, n, 32] with the rows in the order of `index`."""
+def take_groups(packed: np.ndarray, index: np.ndarray, out_features: int) -> np.ndarray:
+    """[blocks, n, 32] of `out_features` rows to the rows that `index` names, in its order."""
     assert packed.shape[2] == BLOCK_ROWS
-    return pack_groups(unpack_groups(packed, len(index))[index])
+    return pack_groups(unpack_groups(packed, out_features)[index])
+
+
+def places_of(index: np.ndarray, out_features: int) -> np.ndarray:
+    """int64 [out_features]: where `index` puts each row, -1 for rows that it leaves out."""
+    places = np.full(out_features, -1, np.int64)
+    places[index] = np.arange(len(index))
+    return places

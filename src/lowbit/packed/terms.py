@@ -33,7 +33,7 @@ from lowbit.packed.layout import (
     unpack_groups,
     unpack_multipliers,
 )
-from lowbit.packed.term import check_array, integer, permute_groups
+from lowbit.packed.term import check_array, integer, take_groups
 
 SCALE_DTYPES = {
     "fp16": np.float16,
@@ -282,13 +282,14 @@ class CodeTerm:
         scales = decode_scales(unpack_groups(self.scales, out_features), self.scale_type)
         return scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
 
-    def permute_rows(self, index: np.ndarray, in_features: int) -> "CodeTerm":
-        changed = {"codes": self.repack(self.unpack(len(index), in_features)[index])}
+    def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "CodeTerm":
+        changed = {"codes": self.repack(self.unpack(out_features, in_features)[index])}
         if self.multipliers is not None:
-            changed["multipliers"] = pack_multipliers(unpack_multipliers(self.multipliers, len(index))[index])
+            multipliers = unpack_multipliers(self.multipliers, out_features)
+            changed["multipliers"] = pack_multipliers(multipliers[index])
         for name, array in self.arrays():
             if name != "levels" and name not in changed:
-                changed[name] = permute_groups(array, index)
+                changed[name] = take_groups(array, index, out_features)
         return replace(self, **changed)  # type: ignore[arg-type]
 
     def add_to(self, native: Any) -> None:
