@@ -22,6 +22,8 @@ using namespace lowbit;
 
 namespace {
 
+using IndexArray = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
 template <typename T>
 nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shape) {
   size_t count = 1;
@@ -31,31 +33,72 @@ nb::ndarray<nb::numpy, T> new_array(T** data, std::initializer_list<size_t> shap
   return nb::ndarray<nb::numpy, T>(*data, shape, owner);
 }
 
-nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_bits) {
-  const Matrix& m = bound.matrix;
+// x times each matrix, side by side: float32 [n, sum of out_features]. The activations are quantized once.
+nb::object multiply(FloatArray x, const std::vector<const BoundMatrix*>& bound, int activation_bits) {
   if (activation_bits != 8 && activation_bits != 16)
     throw nb::value_error(
         ("matmul: activation_bits=" + std::to_string(activation_bits) + ", must be 8 or 16").c_str());
-  if (x.shape(1) != m.in_features)
-    throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) +
-                           " columns, the matrix in_features=" + std::to_string(m.in_features))
-                              .c_str());
-  if (!m.reads_integers() && !m.reads_values()) throw nb::value_error("matmul: the matrix has no terms");
+  size_t width = 0;
+  for (const BoundMatrix* b : bound) {
+    const Matrix& m = b->matrix;
+    if (x.shape(1) != m.in_features)
+      throw nb::value_error(("matmul: x has " + std::to_string(x.shape(1)) +
+                             " columns, the matrix in_features=" + std::to_string(m.in_features))
+                                .c_str());
+    if (!m.reads_integers() && !m.reads_values()) throw nb::value_error("matmul: the matrix has no terms");
+    width += m.out_features;
+  }
   float* out;
-  auto result = new_array<float>(&out, {x.shape(0), m.out_features});
-  if (x.shape(0)) {
+  auto result = new_array<float>(&out, {x.shape(0), width});
+  if (x.shape(0) && !bound.empty()) {
     nb::gil_scoped_release release;
+    std::vector<Product> products;
+    for (size_t i = 0, column = 0; i < bound.size(); column += bound[i++]->matrix.out_features)
+      products.push_back({&bound[i]->matrix, out + column, width});
     ActivationBuffer buffer;
-    Activations a = buffer.prepare(x.shape(0), m.in_features, activation_bits / 8, x.data());
-    const Product product = {&m, out, m.out_features};
-    a.excluded = common_exclusion(&product, 1);
+    Activations a = buffer.prepare(x.shape(0), x.shape(1), activation_bits / 8, x.data());
+    a.excluded = common_exclusion(products.data(), products.size());
     team()->run([&](const Member& member) {
       size_t first, last;
       member.share(a.tokens, &first, &last);
       quantize_rows(a, first, last);
       member.barrier();
       static thread_local MatmulScratch scratch;
-      matmul(member, &product, 1, a, scratch);
+      matmul(member, products.data(), products.size(), a, scratch);
+    });
+  }
+  return nb::cast(result);
+}
+
+nb::object bound_matmul(FloatArray x, const BoundMatrix& bound, int activation_bits) {
+  return multiply(x, {&bound}, activation_bits);
+}
+
+nb::object bound_matmul_group(FloatArray x, const std::vector<const BoundMatrix*>& bound,
+                              int activation_bits) {
+  if (bound.empty()) throw nb::value_error("matmul_group: no matrix; give at least one");
+  for (const BoundMatrix* b : bound)
+    if (!b) throw nb::value_error("matmul_group: a matrix is None");
+  return multiply(x, bound, activation_bits);
+}
+
+nb::object bound_dequantize_rows(const BoundMatrix& bound, IndexArray rows) {
+  const Matrix& m = bound.matrix;
+  const int64_t limit = static_cast<int64_t>(m.out_features);
+  for (size_t i = 0; i < rows.shape(0); ++i)
+    if (rows.data()[i] < 0 || rows.data()[i] >= limit)
+      throw nb::index_error(("dequantize_rows: row " + std::to_string(rows.data()[i]) + " of a matrix of " +
+                             std::to_string(limit))
+                                .c_str());
+  float* out;
+  auto result = new_array<float>(&out, {rows.shape(0), m.in_features});
+  {
+    nb::gil_scoped_release release;
+    team()->run([&](const Member& member) {
+      size_t first, last;
+      member.share(rows.shape(0), &first, &last);
+      for (size_t i = first; i < last; ++i)
+        dequantize_row(m, static_cast<size_t>(rows.data()[i]), out + i * m.in_features);
     });
   }
   return nb::cast(result);
@@ -221,7 +264,12 @@ void bind_matmul(nb::module_& m) {
         "Sets them, for all threads. Results do not depend on them. LOWBIT_KERNEL goes before.");
   m.def("matmul", &bound_matmul, nb::arg("x"), nb::arg("matrix"), nb::arg("activation_bits") = 8,
         "x float32 [n, in] times the matrix: float32 [n, out].");
+  m.def("matmul_group", &bound_matmul_group, nb::arg("x"), nb::arg("matrices"),
+        nb::arg("activation_bits") = 8,
+        "x float32 [n, in] times each of the matrices, side by side: float32 [n, sum of out].");
   m.def("dequantize", &bound_dequantize, nb::arg("matrix"), "The matrix as float32 [out, in].");
+  m.def("dequantize_rows", &bound_dequantize_rows, nb::arg("matrix"), nb::arg("rows"),
+        "Rows of the matrix, int64 [n], as float32 [n, in].");
   m.def("measure_bandwidth", &measure_bandwidth, nb::arg("bytes"), nb::arg("seconds"),
         "Best rate of reading a buffer of `bytes` with all threads, in bytes per second.");
   m.def("measure_int8_peak", &measure_int8_peak, nb::arg("seconds"),
