@@ -32,7 +32,10 @@ def exercise(path: Path) -> bool:
     with checkpoint:
         with contextlib.suppress(LowbitError):
             _ = checkpoint.config
-        for name in checkpoint.names():
+        names: list[str] = []
+        with contextlib.suppress(LowbitError):
+            names = checkpoint.names()
+        for name in names:
             for ask in (checkpoint.shape, checkpoint.dtype, checkpoint.read, checkpoint.matrix):
                 try:
                     answer = ask(name)
@@ -152,7 +155,7 @@ def test_corpus(tmp_path):
             exercise(folder / name)
         else:
             (folder / "model.safetensors").write_bytes(raw)
-            (folder / "config.json").write_text("{}")
+            (folder / "config.json").write_bytes(fuzz_seeds.transformers_directory()["config.json"])
             exercise(folder)
 
 

@@ -13,6 +13,7 @@ from lowbit.model.arena import Arena
 from lowbit.model.config import ModelConfig, from_transformers
 from lowbit.model.float_weights import float_matrix, widened
 from lowbit.model.json_file import read_json
+from lowbit.model.sources import Source, sources
 from lowbit.model.tokenizer import Tokenizer, load_tokenizer
 from lowbit.packed import PackedMatrix, TensorFile
 
@@ -31,7 +32,7 @@ class TransformersCheckpoint:
     def __init__(self, path: Path):
         self.path = path
         self._fields = read_json(path / "config.json")
-        self._where = self._locate()
+        self._files = self._locate()
         self._arena = Arena()
 
     @cached_property
@@ -39,34 +40,36 @@ class TransformersCheckpoint:
         return directory_config(self.path, self._fields)
 
     def names(self) -> list[str]:
-        return list(self._where)
+        return list(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        file, stored = self._tensor(name)
-        return file.shape(stored)
+        file, source = self._tensor(name)
+        return source.shape(file.shape(source.stored))
 
     def dtype(self, name: str) -> str:
-        file, stored = self._tensor(name)
-        return file.dtype(stored)
+        file, source = self._tensor(name)
+        return file.dtype(source.stored)
 
     def read(self, name: str) -> np.ndarray:
-        file, stored = self._tensor(name)
-        return float_values(file, stored)
+        file, source = self._tensor(name)
+        kind = float_type(file, source.stored)
+        return widened(self._part(file, source, name), kind)
 
     def matrix(self, name: str) -> PackedMatrix:
-        file, stored = self._tensor(name)
-        shape, kind = file.shape(stored), float_type(file, stored)
-        if len(shape) != 2 or 0 in shape:
+        file, source = self._tensor(name)
+        kind, part = float_type(file, source.stored), self._part(file, source, name)
+        if part.ndim != 2 or 0 in part.shape:
             raise CheckpointError(
-                f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
+                f"load {self.path}: {name} has shape {list(part.shape)}; a matrix has two dimensions"
             )
-        return float_matrix(file.array(stored), kind, arena=self._arena)
+        return float_matrix(part, kind, arena=self._arena)
 
     def tokenizer(self) -> Tokenizer | None:
         return directory_tokenizer(self.path, self.config)
 
     def close(self) -> None:
-        self._where = {}
+        self._files = {}
+        self.__dict__.pop("_sources", None)
 
     def __enter__(self) -> TransformersCheckpoint:
         return self
@@ -74,26 +77,34 @@ class TransformersCheckpoint:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _tensor(self, name: str) -> tuple[TensorFile, str]:
-        if name not in self._where:
-            raise CheckpointError(f"read {self.path}: no tensor {name!r}; it has {len(self._where)} tensors")
-        return self._where[name]
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        return sources(self.config, self._files)
 
-    def _locate(self) -> dict[str, tuple[TensorFile, str]]:
-        """Canonical name -> (file, name in the file)."""
+    def _tensor(self, name: str) -> tuple[TensorFile, Source]:
+        source = self._sources.get(name)
+        if source is None:
+            raise CheckpointError(f"read {self.path}: no tensor {name!r}; it has {len(self._sources)} tensors")
+        return self._files[source.stored], source
+
+    def _part(self, file: TensorFile, source: Source, name: str) -> np.ndarray:
+        """The stored bits of a tensor, a view where that is possible."""
+        try:
+            return source.view(file.array(source.stored))
+        except IndexError as error:
+            raise CheckpointError(
+                f"read {self.path}: {name} is a part of {source.stored!r}, whose shape is "
+                f"{list(file.shape(source.stored))}: {error}; config and weights belong to different models"
+            ) from error
+
+    def _locate(self) -> dict[str, TensorFile]:
+        """Stored name -> the file that holds it."""
         if (self.path / _INDEX).is_file():
-            stored = self._sharded()
-        elif (self.path / _SINGLE).is_file():
+            return self._sharded()
+        if (self.path / _SINGLE).is_file():
             file = TensorFile(self.path / _SINGLE)
-            stored = {name: file for name in file.names()}
-        else:
-            raise CheckpointError(self._no_weights())
-        # A bare LlamaModel was saved without the prefix of the model with a head.
-        bare = "embed_tokens.weight" in stored
-        return {
-            f"model.{name}" if bare and name != "lm_head.weight" else name: (file, name)
-            for name, file in stored.items()
-        }
+            return dict.fromkeys(file.names(), file)
+        raise CheckpointError(self._no_weights())
 
     def _sharded(self) -> dict[str, TensorFile]:
         path = self.path / _INDEX
