@@ -37,7 +37,7 @@ EXTRA = {
     "engine": {"llguidance"},
     "quantize": {"torch", "scipy"},
     "server": {"uvicorn", "msgspec", "prometheus_client"},
-    "measure": {"matplotlib"},
+    "measure": {"matplotlib", "lm_eval", "datasets"},
     "cli": {"rich"},
 }
 
