@@ -25,7 +25,9 @@ ROOMS = {
     "compress": {"quantize", "model", "kernels", "packed", "formats"},
     "engine": {"model", "kernels", "packed", "formats"},
     "server": {"engine", "model", "kernels", "packed", "formats"},
-    "measure": {"quantize", "engine", "model", "kernels", "packed", "formats"},
+    "interop": {"quantize", "model", "kernels", "packed", "formats"},
+    "plan": {"model", "packed", "formats"},
+    "measure": {"plan", "quantize", "engine", "model", "kernels", "packed", "formats"},
 }
 ROOMS["cli"] = {*ROOMS}
 # What a room may import from outside the standard library.
@@ -37,6 +39,8 @@ EXTRA = {
     "engine": {"llguidance"},
     "quantize": {"torch", "scipy"},
     "server": {"uvicorn", "msgspec", "prometheus_client"},
+    "interop": {"safetensors"},
+    "plan": {"scipy"},
     "measure": {"matplotlib", "lm_eval", "datasets"},
     "cli": {"rich"},
 }
