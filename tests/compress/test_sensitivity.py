@@ -14,7 +14,7 @@ from lowbit.formats import parse_format  # noqa: E402
 from lowbit.model import torch_executor as executor  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
 from lowbit.model.reference import reference_logits  # noqa: E402
-from lowbit.model.tensors import EMBEDDING  # noqa: E402
+from lowbit.model.tensors import EMBEDDING, groups  # noqa: E402
 from lowbit.quantize import round_to_nearest  # noqa: E402
 from lowbit.quantize.methods import parse_method  # noqa: E402
 
@@ -34,7 +34,7 @@ def nearest(weight, format, statistics):
 
 
 def items_of(checkpoint, formats=FORMATS):
-    names = [name for group in executor.GROUPS for name in group]
+    names = [name for group in groups(checkpoint.config, 0) for name in group]
     return [Item(layer, (name,), formats) for layer in range(checkpoint.config.n_layers) for name in names]
 
 
@@ -131,7 +131,7 @@ def gradients(checkpoint, labels):
     config = checkpoint.config
     weights = {n: torch.from_numpy(checkpoint.read(n)).requires_grad_() for n in checkpoint.names()}
     turn = executor.rotation(config, TOKENS.shape[1])
-    x = executor.embed(weights[EMBEDDING], torch.from_numpy(TOKENS[:1]))
+    x = executor.embed(config, weights[EMBEDDING], torch.from_numpy(TOKENS[:1]))
     for layer in range(config.n_layers):
         prefix = f"model.layers.{layer}."
         part = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}

@@ -9,8 +9,16 @@ from lowbit.errors import RequestError  # noqa: E402
 from lowbit.model import torch_executor as executor  # noqa: E402
 from lowbit.model.checkpoint import open_checkpoint  # noqa: E402
 from lowbit.model.reference import reference_logits  # noqa: E402
-from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD  # noqa: E402
+from lowbit.model.tensors import (  # noqa: E402
+    EMBEDDING,
+    FINAL_NORM,
+    FINAL_NORM_BIAS,
+    HEAD,
+    POSITIONS,
+    groups,
+)
 
+from ..compress import networks  # noqa: E402
 from . import tiny_models  # noqa: E402
 
 
@@ -24,13 +32,13 @@ def run(config, weights, ids, hook=None, attend=None):
     """Logits [batch, positions, vocab] of token ids [batch, positions], through every block."""
     tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.items()}
     turn = executor.rotation(config, ids.shape[1])
-    x = executor.embed(tensors[EMBEDDING], torch.from_numpy(ids))
+    x = executor.embed(config, tensors[EMBEDDING], torch.from_numpy(ids), tensors.get(POSITIONS))
     for layer in range(config.n_layers):
         prefix = f"model.layers.{layer}."
         part = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
         x = executor.block(config, layer, part, x, turn, hook, attend)
     head = tensors[EMBEDDING if config.tied else HEAD]
-    return executor.logits(config, tensors[FINAL_NORM], head, x).numpy()
+    return executor.logits(config, tensors[FINAL_NORM], head, x, tensors.get(FINAL_NORM_BIAS)).numpy()
 
 
 def test_logits_of_every_family(saved):
@@ -51,7 +59,7 @@ def test_logits_of_every_family(saved):
         np.testing.assert_allclose(row, theirs, atol=1e-5 * np.abs(theirs).max(), rtol=0)
         reference = reference_logits(config, weights, list(tokens))
         np.testing.assert_allclose(row, reference, atol=1e-5 * np.abs(reference).max(), rtol=0)
-    assert list(seen) == [name for group in executor.GROUPS for name in group]
+    assert list(seen) == [name for group in groups(config, 0) for name in group]
     for name, width in seen.items():
         assert weights[f"model.layers.0.{name}.weight"].shape[1] == width
 
@@ -76,4 +84,5 @@ def test_a_hook_can_replace_inputs_and_attention(saved):
 @pytest.mark.parametrize("ids", [[[]], [1, 2], [[-1]], [[5]]])
 def test_bad_tokens(ids):
     with pytest.raises(RequestError):
-        executor.embed(torch.zeros(5, 4), torch.tensor(ids, dtype=torch.long))
+        config = networks.network("llama")[0]
+        executor.embed(config, torch.zeros(5, 4), torch.tensor(ids, dtype=torch.long))

@@ -14,7 +14,7 @@ import torch
 
 from lowbit.errors import CheckpointError
 from lowbit.model import torch_executor as executor
-from lowbit.model.tensors import EMBEDDING, GROUPS
+from lowbit.model.tensors import EMBEDDING, POSITIONS, groups, leaders
 from lowbit.packed import FloatTerm, PackedMatrix, pack_values
 from lowbit.quantize.statistics import Statistics
 
@@ -31,27 +31,41 @@ class Streams:
 
     embedding: float32 [vocab, hidden]
     tokens: int64 [windows, positions]
+    positions: the table of a network with learned positions, float32 [rows, hidden]
     """
 
-    def __init__(self, config: ModelConfig, embedding: np.ndarray, tokens: np.ndarray):
-        self._config, self._count = config, tokens.size
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: np.ndarray,
+        tokens: np.ndarray,
+        positions: np.ndarray | None = None,
+    ):
+        self._config = config
         self._turn = executor.rotation(config, tokens.shape[1])
         rows = max(1, BATCH_TOKENS // tokens.shape[1])
-        table = torch.from_numpy(embedding)
-        self._streams = [executor.embed(table, part) for part in torch.from_numpy(tokens).split(rows)]
+        table, places = (
+            torch.from_numpy(embedding),
+            None if positions is None else torch.from_numpy(positions),
+        )
+        self._streams = [
+            executor.embed(config, table, part, places) for part in torch.from_numpy(tokens).split(rows)
+        ]
 
     def watch(self, layer: int, weights: Weights) -> dict[str, Statistics]:
-        """Statistics of the input of each of GROUPS, under the name of its first matrix."""
+        """Statistics of the input of each group, under the name of its first matrix."""
         sums: dict[str, np.ndarray] = {}
         largest: dict[str, torch.Tensor] = {}
-        leaders = {group[0] for group in GROUPS}
+        counts: dict[str, int] = {}
+        watched = set(leaders(self._config, layer).values())
 
         def take(name: str, x: torch.Tensor) -> None:
-            if name not in leaders:
+            if name not in watched or not x.numel():
                 return
             flat = x.reshape(-1, x.shape[-1])
             peak = flat.abs().amax(0)
             values = flat.numpy()
+            counts[name] = counts.get(name, 0) + len(values)
             if name in sums:
                 sums[name] += values.T @ values  # half the work of torch's: BLAS sees that it is symmetric
                 largest[name] = torch.maximum(largest[name], peak)
@@ -61,7 +75,7 @@ class Streams:
         tensors, multiply = _tensors(weights), _product(weights)
 
         def product(name: str, x: torch.Tensor) -> torch.Tensor:
-            if name == GROUPS[-1][0]:  # nobody looks at the layer's output
+            if name == "mlp.down_proj":  # nobody looks at the layer's output
                 return x.new_zeros(*x.shape[:-1], self._config.hidden_size)
             return multiply(name, x)
 
@@ -75,7 +89,9 @@ class Streams:
                     f"calibrate: inputs of layer {layer} {name} are not finite; the checkpoint is damaged or "
                     "overflows in float32"
                 )
-            statistics[name] = Statistics(total / np.float32(self._count), largest[name].numpy(), self._count)
+            statistics[name] = Statistics(
+                total / np.float32(counts[name]), largest[name].numpy(), counts[name]
+            )
         return statistics
 
     def advance(self, layer: int, weights: Weights) -> None:
@@ -103,12 +119,13 @@ def walk_blocks(
     """
     config = checkpoint.config
     present = sorted(checkpoint.names())
-    streams = Streams(config, checkpoint.read(EMBEDDING), tokens)
+    places = checkpoint.read(POSITIONS) if POSITIONS in present else None
+    streams = Streams(config, checkpoint.read(EMBEDDING), tokens, places)
     for layer in range(config.n_layers):
         prefix = f"model.layers.{layer}."
         weights = {n.removeprefix(prefix): checkpoint.read(n) for n in present if n.startswith(prefix)}
         statistics = streams.watch(layer, weights)
-        for group in GROUPS:
+        for group in groups(config, layer):
             seen = statistics.pop(group[0])
             for name in group:
                 matrix = quantize(f"{prefix}{name}.weight", weights[f"{name}.weight"], seen)

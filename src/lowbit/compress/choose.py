@@ -11,7 +11,8 @@ from lowbit.compress.allocate import Allocation, allocate
 from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.formats.auto import Auto
-from lowbit.model.tensors import EMBEDDING, GROUPS, HEAD
+from lowbit.formats.scheme import stays_float
+from lowbit.model.tensors import EMBEDDING, HEAD, groups
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.methods import Choice, parse_method
 from lowbit.quantize.statistics import Statistics
@@ -88,17 +89,18 @@ def _items(auto: Auto, checkpoint: Checkpoint) -> list[Item]:
     have = set(names)
     items = []
     for layer in range(checkpoint.config.n_layers):
-        groups = [
-            tuple(name for name in group if f"model.layers.{layer}.{name}.weight" in have) for group in GROUPS
+        parts = [
+            tuple(name for name in group if f"model.layers.{layer}.{name}.weight" in have)
+            for group in groups(checkpoint.config, layer)
         ]
         if auto.together == "matrix":
-            groups = [(name,) for group in groups for name in group]
+            parts = [(name,) for part in parts for name in part]
         elif auto.together == "layer":
-            groups = [tuple(name for group in groups for name in group)]
-        items += [Item(layer, group, auto.formats) for group in groups if group]
+            parts = [tuple(name for part in parts for name in part)]
+        items += [Item(layer, part, auto.formats) for part in parts if part]
     known = {tensor for item in items for tensor in item.tensors} | {EMBEDDING, HEAD}
     for name in names:
-        if len(checkpoint.shape(name)) == 2 and name not in known:
+        if len(checkpoint.shape(name)) == 2 and name not in known and not stays_float(name):
             raise RequestError(f"auto: nothing is known of what {name} reads; give a Scheme instead")
     if len(auto.embedding_formats) > 1:
         items += [Item(None, (name,), auto.embedding_formats) for name in (EMBEDDING, HEAD) if name in have]
@@ -136,7 +138,7 @@ def _other_bytes(checkpoint: Checkpoint, items: list[Item], auto: Auto) -> int:
         if len(shape) != 2:
             total += 4 * int(np.prod(shape))
         elif name not in chosen:
-            format = auto.embedding_formats[0]
+            format = Format.plain("fp16") if stays_float(name) else auto.embedding_formats[0]
             size = stored_bytes(Item(None, (name,), (format,)), format, checkpoint)
             if size is None:
                 raise FormatError(

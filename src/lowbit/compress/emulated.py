@@ -16,7 +16,7 @@ import torch
 from lowbit.compress.ksort import key_energy
 from lowbit.errors import RequestError
 from lowbit.model import torch_executor as executor
-from lowbit.model.tensors import EMBEDDING, FINAL_NORM, GROUPS, HEAD
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, FINAL_NORM_BIAS, HEAD, POSITIONS, leaders
 from lowbit.quantize.activations import ACTIVATIONS, Round
 from lowbit.quantize.kv import KV_METHODS, Cache
 from lowbit.quantize.methods import parse_options
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
     from lowbit.model.config import ModelConfig
 
-_LEADER = {name: group[0] for group in GROUPS for name in group}
 _KEYS, _VALUES = "self_attn.k_proj", "self_attn.v_proj"
 BATCH_TOKENS = 4096  # positions that run through a layer at a time
 
@@ -63,14 +62,18 @@ def emulated_logits(
     turn = executor.rotation(config, tokens.shape[1])
     with torch.inference_mode():
         embedding = torch.from_numpy(checkpoint.read(EMBEDDING))
-        streams = _streams(embedding, tokens)
-        watched = _streams(embedding, calibration) if rounding.calibrated and calibration is not None else []
+        places = torch.from_numpy(checkpoint.read(POSITIONS)) if POSITIONS in names else None
+        streams = _streams(config, embedding, tokens, places)
+        watched = []
+        if rounding.calibrated and calibration is not None:
+            watched = _streams(config, embedding, calibration, places)
         beside = executor.rotation(config, calibration.shape[1]) if calibration is not None else turn
         for layer in range(config.n_layers):
             prefix = f"model.layers.{layer}."
             part = {n[len(prefix) :]: checkpoint.read(n) for n in names if n.startswith(prefix)}
             weights = {name: torch.from_numpy(array) for name, array in part.items()}
-            inputs: dict[str, list[np.ndarray]] = {name: [] for name in _LEADER.values()}
+            leader = leaders(config, layer)
+            inputs: dict[str, list[np.ndarray]] = {name: [] for name in leader.values()}
 
             def take(name: str, x: torch.Tensor, inputs: dict[str, list[np.ndarray]] = inputs) -> None:
                 if name in inputs:
@@ -79,7 +82,7 @@ def emulated_logits(
             watched = [executor.block(config, layer, weights, x, beside, take) for x in watched]
             samples = {name: np.concatenate(parts) for name, parts in inputs.items() if parts}
             rounding.enter(
-                part, samples, _energy(checkpoint, config, layer) if rounding.rounds_keys else None
+                leader, part, samples, _energy(checkpoint, config, layer) if rounding.rounds_keys else None
             )
             attend = rounding.attend if rounding.rounds_keys else None
             streams = [
@@ -87,13 +90,17 @@ def emulated_logits(
             ]
         head = embedding if config.tied else torch.from_numpy(checkpoint.read(HEAD))
         norm = torch.from_numpy(checkpoint.read(FINAL_NORM))
-        logits = torch.cat([executor.logits(config, norm, head, x) for x in streams])
+        bias = torch.from_numpy(checkpoint.read(FINAL_NORM_BIAS)) if FINAL_NORM_BIAS in names else None
+        logits = torch.cat([executor.logits(config, norm, head, x, bias) for x in streams])
     return Emulated(logits.numpy(), *rounding.bits())
 
 
-def _streams(embedding: torch.Tensor, tokens: np.ndarray) -> list[torch.Tensor]:
+def _streams(
+    config: ModelConfig, embedding: torch.Tensor, tokens: np.ndarray, positions: torch.Tensor | None
+) -> list[torch.Tensor]:
     rows = max(1, BATCH_TOKENS // tokens.shape[1])
-    return [executor.embed(embedding, part) for part in torch.from_numpy(np.asarray(tokens)).split(rows)]
+    parts = torch.from_numpy(np.asarray(tokens)).split(rows)
+    return [executor.embed(config, embedding, part, positions) for part in parts]
 
 
 def _energy(checkpoint: Checkpoint, config: ModelConfig, layer: int) -> np.ndarray:
@@ -124,14 +131,18 @@ class _Rounding:
         return float(activation), float(kv)
 
     def enter(
-        self, weights: Mapping[str, np.ndarray], samples: Mapping[str, np.ndarray], energy: np.ndarray | None
+        self,
+        leader: Mapping[str, str],
+        weights: Mapping[str, np.ndarray],
+        samples: Mapping[str, np.ndarray],
+        energy: np.ndarray | None,
     ) -> None:
         """Begin a layer."""
-        self._weights, self._energy = weights, energy
+        self._leader, self._weights, self._energy = leader, weights, energy
         self._rounds: dict[str, Round] = {}
         if self._activation is not None:
             method, options = self._activation
-            for name in set(_LEADER.values()):
+            for name in set(leader.values()):
                 self._rounds[name] = method.prepare(samples.get(name), **options)
 
     def hook(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -139,7 +150,7 @@ class _Rounding:
             x = self._from_input(name, x)
         if not self._rounds:
             return x
-        rounded, bits = self._rounds[_LEADER[name]](x.reshape(-1, x.shape[-1]).numpy())
+        rounded, bits = self._rounds[self._leader[name]](x.reshape(-1, x.shape[-1]).numpy())
         self._add(0, bits, x.numel())
         return torch.from_numpy(rounded).view(x.shape)
 
@@ -156,7 +167,7 @@ class _Rounding:
         return torch.from_numpy(for_keys).view(x.shape)
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, window: int
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scoring: executor.Scoring
     ) -> torch.Tensor:
         """In the place of executor.attention: q [batch, positions, heads, dim], k and v with kv_heads."""
         assert self._kv is not None
@@ -165,7 +176,7 @@ class _Rounding:
         for i in range(len(q)):
             cache = method.apply(k[i].numpy(), v[i].numpy(), self._energy, **options)
             self._add(1, cache.bits, 1)
-            rows.append(_attention(q[i], k[i], v[i], cache, scale, window))
+            rows.append(_attention(q[i], k[i], v[i], cache, scoring))
         return torch.stack(rows)
 
     def _add(self, which: int, bits: float, count: int) -> None:
@@ -174,7 +185,7 @@ class _Rounding:
 
 
 def _attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: Cache, scale: float, window: int
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: Cache, scoring: executor.Scoring
 ) -> torch.Tensor:
     """Causal attention of one sequence to a cache whose leading positions are rounded; [positions, features].
 
@@ -182,9 +193,6 @@ def _attention(
     """
     positions, heads, _ = q.shape
     at = torch.arange(positions)
-    seen = at <= at[:, None]
-    if window:
-        seen &= at > at[:, None] - window
     old_keys, old_values = (
         at < torch.from_numpy(np.ascontiguousarray(counts))[:, None]
         for counts in (cache.rounded_keys, cache.rounded_values)
@@ -193,8 +201,7 @@ def _attention(
         t.transpose(0, 1).repeat_interleave(heads // t.shape[1], dim=0)
         for t in (q, k, v, torch.from_numpy(cache.keys), torch.from_numpy(cache.values))
     )
-    scores = torch.where(old_keys, q @ rounded_k.mT, q @ k.mT) * scale
-    share = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    share = scoring.shares(torch.where(old_keys, q @ rounded_k.mT, q @ k.mT))
     out = (share * old_values) @ rounded_v + (share * ~old_values) @ v
     return out.transpose(0, 1).reshape(positions, -1)
 

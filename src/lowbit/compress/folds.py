@@ -3,19 +3,22 @@
 The input x of a group of matrices becomes x / s, one factor for each channel, and their columns are
 multiplied by s. What divides x is folded into what makes it:
 
-    q, k, v     <- the weight of input_layernorm
-    o           <- that of attn_sub_norm where there is one, else the rows of v: heads that read the same
-                   values share their factors
-    gate, up    <- the weight of post_attention_layernorm
-    down        <- that of ffn_sub_norm where there is one, else the rows of up, in which every gated
-                   activation is linear
+    q, k, v     <- weight and bias of input_layernorm
+    o           <- the weight of attn_sub_norm where there is one, else the rows of v: heads that read the
+                   same values share their factors
+    gate, up    <- weight and bias of post_attention_layernorm; with experts, all of them and the router
+    down        <- that of ffn_sub_norm where there is one, else the rows of up, in which a gated activation
+                   and ReLU are linear
 
-A row's bias goes with the row. A fold is a function
+Where nothing linear makes an input its factors stay 1: q, k, v, gate and up of networks that norm only what
+they add to the stream (OLMo 2), down after GELU without a gate or a clamped one. A row's bias goes with the
+row. A fold is a function
 
     (config, weights, statistics, formats, *, options) -> factors
 
     weights: float32 arrays of one layer by name without prefix; changed in place
-    statistics: leader of a group ("self_attn.q_proj", ..) -> what calibration saw of its input
+    statistics: leader of a group ("self_attn.q_proj", ..) -> what calibration saw of its input; an expert
+        that no token reached has none, and its inputs stay as they are
     formats: matrix ("self_attn.q_proj", ..) -> the format it will be rounded to
     factors: leader -> float32 [in_features], by which its input is divided now
 
@@ -48,15 +51,17 @@ class Group:
 
     source: a norm, or a matrix whose rows take them
     heads: query heads that read the same values; 1: every channel has a factor of its own
+    watched: the matrix whose statistics are taken
     """
 
     matrices: tuple[str, ...]
     source: str
     heads: int = 1
+    watched: str = ""
 
     @property
     def leader(self) -> str:
-        return self.matrices[0]
+        return self.watched or self.matrices[0]
 
     def shared(self, config: ModelConfig) -> np.ndarray | None:
         """int [in_features]: channels with the same number share a factor; None: none do."""
@@ -66,20 +71,38 @@ class Group:
         return np.broadcast_to(rows, (config.n_kv_heads, self.heads, config.head_dim)).reshape(-1)
 
 
-def groups(config: ModelConfig) -> list[Group]:
-    """The groups of a layer, those first whose source is a matrix of a later one."""
+def groups(config: ModelConfig, sparse: bool = False) -> list[Group]:
+    """The groups of a layer whose factors can move, those first whose source is a matrix of a later one.
+
+    sparse: it has experts
+    """
+    found = [] if sparse else _mlp(config)
+    if sparse:
+        experts = [f"mlp.experts.{expert}" for expert in range(config.n_experts)]
+        if config.activation != "swiglu_clamped":
+            found += [Group((f"{at}.down_proj",), f"{at}.up_proj") for at in experts]
+        if config.norm_place != "post":
+            read = ("mlp.router", *(f"{at}.{name}" for at in experts for name in ("gate_proj", "up_proj")))
+            found.append(Group(read, "post_attention_layernorm"))
     if config.sub_norm:
-        down = Group(("mlp.down_proj",), "mlp.ffn_sub_norm")
-        output = Group(("self_attn.o_proj",), "self_attn.attn_sub_norm")
+        found.append(Group(("self_attn.o_proj",), "self_attn.attn_sub_norm"))
     else:
-        down = Group(("mlp.down_proj",), "mlp.up_proj")
-        output = Group(("self_attn.o_proj",), "self_attn.v_proj", config.n_heads // config.n_kv_heads)
-    return [
-        down,
-        Group(("mlp.gate_proj", "mlp.up_proj"), "post_attention_layernorm"),
-        output,
-        Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"),
-    ]
+        found.append(Group(("self_attn.o_proj",), "self_attn.v_proj", config.n_heads // config.n_kv_heads))
+    if config.norm_place != "post":
+        found.append(Group(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "input_layernorm"))
+    return found
+
+
+def _mlp(config: ModelConfig) -> list[Group]:
+    found = []
+    if config.sub_norm:
+        found.append(Group(("mlp.down_proj",), "mlp.ffn_sub_norm"))
+    elif config.gated or config.activation == "relu":
+        found.append(Group(("mlp.down_proj",), "mlp.up_proj"))
+    if config.norm_place != "post":
+        read = ("mlp.gate_proj", "mlp.up_proj") if config.gated else ("mlp.up_proj",)
+        found.append(Group(read, "post_attention_layernorm"))
+    return found
 
 
 def _fold(
@@ -87,19 +110,26 @@ def _fold(
 ) -> dict[str, np.ndarray]:
     """Find the factors of every group by `search` and move them."""
     found = {}
-    for group in groups(config):
+    for group in groups(config, "mlp.router.weight" in weights):
         width = weights[f"{group.leader}.weight"].shape[1]
+        if group.leader not in statistics and ".experts." in group.leader:
+            continue
         seen = statistics[group.leader].checked(width, f"fold {group.leader}")
-        factors = found[group.leader] = search(group, weights, seen)
+        factors = search(group, weights, seen)
         for name in group.matrices:
+            found[name] = factors
             weights[f"{name}.weight"] *= factors
         if group.heads > 1:  # one of the heads stands for all
             factors = factors.reshape(config.n_kv_heads, group.heads, -1)[:, 0].reshape(-1)
         source = weights[f"{group.source}.weight"]
-        source /= factors if source.ndim == 1 else factors[:, None]
+        if source.ndim == 2:
+            source /= factors[:, None]
+        else:
+            offset = F32(config.norm_offset if config.norm == "rms" else 0)
+            source[:] = (source + offset) / factors - offset
         if f"{group.source}.bias" in weights:
             weights[f"{group.source}.bias"] /= factors
-    return found
+    return {name: factors for name, factors in found.items() if name in statistics}
 
 
 def _awq(
@@ -111,10 +141,13 @@ def _awq(
     search: str = "mse",
 ) -> dict[str, np.ndarray]:
     def factors(group: Group, weights: Weights, seen: Statistics) -> np.ndarray:
+        rounded = [name for name in group.matrices if formats[name].float_type is None]
+        if not rounded:
+            return np.ones(len(seen.largest), F32)
         return awq(
-            [weights[f"{name}.weight"] for name in group.matrices],
+            [weights[f"{name}.weight"] for name in rounded],
             seen.hessian,
-            [formats[name] for name in group.matrices],
+            [formats[name] for name in rounded],
             search,
             group.shared(config),
         ).factors

@@ -29,6 +29,11 @@ class Sorted(View):
         super().__init__(checkpoint, checkpoint.config)
         config = self.config
         self._pairs = np.arange(0)
+        if config.rope_local is not None:
+            raise UnsupportedError(
+                f"ksort: layers of a {config.family} network rotate at two speeds, which one order of pairs "
+                "cannot serve; quantize without ksort"
+            )
         if any(config.rope_layers):
             self._pairs = self._order_of_pairs()
             self.config = replace(config, rope=_reordered(config, self._pairs))
@@ -40,7 +45,7 @@ class Sorted(View):
         if not part.startswith("self_attn.") or kind not in ("q", "k"):
             return tensor
         order = self._orders[int(name.split(".")[2])]
-        if part.endswith("_norm.weight"):
+        if part.endswith("_norm.weight") and not self.config.qk_norm_whole:
             return np.ascontiguousarray(tensor[order[0]])
         heads = tensor.reshape(-1, self.config.head_dim, *tensor.shape[1:])
         order = order.repeat(len(heads) // len(order), axis=0)
@@ -60,7 +65,7 @@ class Sorted(View):
                 orders.append(np.broadcast_to(order, (config.n_kv_heads, config.head_dim)))
             else:
                 energy = self._energy(layer)
-                if config.qk_norm:  # one weight for all heads, and so one order
+                if config.qk_norm and not config.qk_norm_whole:  # one weight for all heads, and so one order
                     energy = np.broadcast_to(energy.mean(0), energy.shape)
                 orders.append(np.argsort(-energy, axis=1, kind="stable"))
         return orders
@@ -86,21 +91,25 @@ def key_energy(checkpoint: Checkpoint, layer: int) -> np.ndarray:
     are normalized, the square of that norm's weight times the row's share of its head.
     """
     config, at = checkpoint.config, f"model.layers.{layer}."
-    rows = checkpoint.read(f"{at}self_attn.k_proj.weight") * checkpoint.read(f"{at}input_layernorm.weight")
+    rows = checkpoint.read(f"{at}self_attn.k_proj.weight")
+    offset = np.float32(config.norm_offset)
+    if config.norm_place != "post":
+        rows *= checkpoint.read(f"{at}input_layernorm.weight") + offset
     energy = np.square(rows, dtype=np.float64).sum(1)
     if config.qkv_bias:
         energy += np.square(checkpoint.read(f"{at}self_attn.k_proj.bias"), dtype=np.float64)
     energy = energy.reshape(config.n_kv_heads, config.head_dim)
     if config.qk_norm:
-        gain = checkpoint.read(f"{at}self_attn.k_norm.weight")
-        energy *= np.square(gain, dtype=np.float64) / np.maximum(energy.mean(1, keepdims=True), 1e-30)
+        gain = (checkpoint.read(f"{at}self_attn.k_norm.weight") + offset).reshape(-1, config.head_dim)
+        mean = energy.mean() if config.qk_norm_whole else energy.mean(1, keepdims=True)
+        energy *= np.square(gain, dtype=np.float64) / np.maximum(mean, 1e-30)
     return np.asarray(energy)
 
 
 def _reordered(config: ModelConfig, pairs: np.ndarray) -> Rope:
     """The rotary description with speeds in the order of `pairs`."""
     rope = config.rope
-    if rope.kind in ("dynamic", "yarn"):
+    if rope.kind in ("dynamic", "yarn", "longrope"):
         raise UnsupportedError(
             f"ksort: rope scaling {rope.kind!r} cannot be written with its pairs in another order; "
             "quantize without ksort"

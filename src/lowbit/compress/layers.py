@@ -19,7 +19,7 @@ from lowbit.compress.recipe import Recipe
 from lowbit.compress.refinements import Rows
 from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats import Format
-from lowbit.model.tensors import EMBEDDING, GROUPS
+from lowbit.model.tensors import EMBEDDING, POSITIONS, leaders
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.histogram import channel_histogram
 from lowbit.quantize.methods import parse_method
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Formats = dict[str, Format | None]
 Progress = Callable[[float, float, str], None]
 _AROUND = "around"  # the part of everything outside the layers
-_LEADER = {f"{name}.weight": group[0] for group in GROUPS for name in group}
 
 
 def quantize_layers(
@@ -72,10 +71,12 @@ def quantize_layers(
     if tokens is not None:
         from lowbit.compress.blocks import Streams
 
-        embedding = parts.read(_AROUND)[0][EMBEDDING]
+        around = parts.read(_AROUND)[0]
+        embedding, positions = around[EMBEDDING], around.get(POSITIONS)
         assert isinstance(embedding, PackedMatrix)
-        streams = Streams(checkpoint.config, embedding.dequantize(), tokens)
-        del embedding
+        places = positions.dequantize() if isinstance(positions, PackedMatrix) else None
+        streams = Streams(checkpoint.config, embedding.dequantize(), tokens, places)
+        del around, embedding, positions, places
     rows: Rows | None = None
     for layer, names in enumerate(layers):
         part = f"layer-{layer:05d}"
@@ -138,6 +139,7 @@ def _quantize_layer(
     if recipe.folds:
         matrices = {s.removesuffix(".weight"): f for s, f in chosen.items() if f is not None}
         statistics = recipe.fold(checkpoint.config, weights, statistics, matrices)
+    leader = leaders(checkpoint.config, layer)
     tensors: dict[str, PackedMatrix | np.ndarray] = {}
     report = {}
     for name in names:
@@ -145,11 +147,12 @@ def _quantize_layer(
         if format is None:
             tensors[name] = weights[short]
         else:
-            if short not in _LEADER:
+            matrix_name = short.removesuffix(".weight")
+            if matrix_name not in leader and format.float_type is None:
                 raise UnsupportedError(
                     f"quantize {name}: method {recipe} knows no input of this matrix; use --method rtn"
                 )
-            seen = statistics.get(_LEADER[short])
+            seen = statistics.get(leader.get(matrix_name, ""))
             started = time.perf_counter()
             # Plain floats have no codes to choose.
             method = recipe.method if format.float_type is None else parse_method("rtn")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lowbit.errors import RequestError
 from lowbit.model import torch_executor as executor
-from lowbit.model.tensors import EMBEDDING, FINAL_NORM, HEAD
+from lowbit.model.tensors import EMBEDDING, FINAL_NORM, FINAL_NORM_BIAS, HEAD, POSITIONS, groups
 
 if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
@@ -35,6 +35,8 @@ class Network:
         self._turn = executor.rotation(self.config, tokens.shape[1])
         self._names = sorted(checkpoint.names())
         self._norm = torch.from_numpy(checkpoint.read(FINAL_NORM))
+        self._norm_bias = self._optional(FINAL_NORM_BIAS)
+        self._positions = self._optional(POSITIONS)
 
     def layer(self, layer: int) -> Tensors:
         """The layer's tensors by name without their prefix."""
@@ -48,12 +50,12 @@ class Network:
     def matrices(self, layer: int) -> list[str]:
         """Names of the layer's matrices, without prefix and ".weight", in order of use."""
         have = set(self._names)
-        every = (name for group in executor.GROUPS for name in group)
+        every = (name for group in groups(self.config, layer) for name in group)
         return [name for name in every if f"model.layers.{layer}.{name}.weight" in have]
 
     def embed(self, embedding: torch.Tensor | None = None) -> torch.Tensor:
         table = torch.from_numpy(self.checkpoint.read(EMBEDDING)) if embedding is None else embedding
-        return executor.embed(table, self.tokens)
+        return executor.embed(self.config, table, self.tokens, self._positions)
 
     def run(self, layer: int, weights: Tensors, x: torch.Tensor) -> torch.Tensor:
         return executor.block(self.config, layer, weights, x, self._turn)
@@ -62,7 +64,10 @@ class Network:
         return torch.from_numpy(self.checkpoint.read(EMBEDDING if self.config.tied else HEAD))
 
     def logits(self, head: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return executor.logits(self.config, self._norm, head, x)
+        return executor.logits(self.config, self._norm, head, x, self._norm_bias)
+
+    def _optional(self, name: str) -> torch.Tensor | None:
+        return torch.from_numpy(self.checkpoint.read(name)) if name in self._names else None
 
     def backward(self, visit: Visit, labels: str = "text", seed: int = 0) -> None:
         """Gradients of the loss with respect to every matrix's outputs, from the last layer to the first.

@@ -24,8 +24,7 @@ import torch
 from lowbit.compress.blocks import Streams
 from lowbit.compress.network import Network, Tensors
 from lowbit.errors import FormatError
-from lowbit.model import torch_executor as executor
-from lowbit.model.tensors import EMBEDDING, HEAD
+from lowbit.model.tensors import EMBEDDING, HEAD, POSITIONS, leaders
 from lowbit.packed import planned_arrays
 
 if TYPE_CHECKING:
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 Quantize = Callable[[np.ndarray, "Format", "Statistics | None"], "PackedMatrix"]
 Progress = Callable[[float, float, str], None]
 LIVE_BYTES = 1 << 30  # of changed streams that run through the layers together
-_LEADER = {name: group[0] for group in executor.GROUPS for name in group}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,9 @@ class Watched:
     def __init__(self, checkpoint: Checkpoint, tokens: np.ndarray | None):
         self._streams = None
         if tokens is not None:
-            self._streams = Streams(checkpoint.config, checkpoint.read(EMBEDDING), tokens)
+            places = checkpoint.read(POSITIONS) if checkpoint.config.positions == "learned" else None
+            self._streams = Streams(checkpoint.config, checkpoint.read(EMBEDDING), tokens, places)
+        self._config = checkpoint.config
 
     def layer(self, layer: int, weights: Tensors) -> dict[str, Statistics]:
         """By the name of each matrix. Call it for every layer in order."""
@@ -79,7 +79,7 @@ class Watched:
         arrays = {name: tensor.numpy() for name, tensor in weights.items()}
         seen = self._streams.watch(layer, arrays)
         self._streams.advance(layer, arrays)
-        return {name: seen[leader] for name, leader in _LEADER.items()}
+        return {name: seen[leader] for name, leader in leaders(self._config, layer).items()}
 
 
 def stored_bytes(item: Item, format: Format, checkpoint: Checkpoint) -> int | None:

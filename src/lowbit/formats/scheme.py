@@ -14,6 +14,8 @@ from lowbit.formats.format import Format
 from lowbit.formats.parse import format_from_json, format_to_json, parse_format
 
 EMBEDDING_TENSORS = ("model.embed_tokens.weight", "lm_head.weight")
+# Small matrices on which much depends, added to the stream or choosing experts: they stay floats.
+FLOAT_TENSORS = ("model.embed_positions.weight", "model.layers.*.mlp.router.weight")
 _SHORT = re.compile(r"w(\d{1,2})a(\d{1,2})(?:kv(\d{1,2}))?")
 
 
@@ -28,6 +30,8 @@ class Scheme:
     kv_bits: bits of keys and values: 16, 8 for attention in integers, 4 or 2 in pages; None: 16 for weights
         in plain floats, default_kv_bits(activations) for all others
     layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
+
+    Routers of experts and tables of learned positions are fp16 unless `layers` names them.
     """
 
     weights: Format
@@ -87,6 +91,8 @@ class Scheme:
         for pattern, fmt in self.layers.items():
             if fnmatchcase(tensor_name, pattern):
                 return fmt
+        if stays_float(tensor_name):
+            return Format.plain("fp16") if self.weights.float_type is None else self.weights
         if tensor_name in EMBEDDING_TENSORS:
             assert self.embedding is not None
             return self.embedding
@@ -123,6 +129,11 @@ class Scheme:
             kv_bits=value.get("kv_bits"),
             layers={pattern: format_from_json(fmt) for pattern, fmt in layers.items()},
         )
+
+
+def stays_float(tensor_name: str) -> bool:
+    """Is the matrix one that no scheme rounds to codes unless it names it?"""
+    return any(fnmatchcase(tensor_name, pattern) for pattern in FLOAT_TENSORS)
 
 
 def _default_embedding(weights: Format) -> Format:

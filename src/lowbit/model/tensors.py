@@ -95,6 +95,11 @@ def groups(config: ModelConfig, layer: int) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def leaders(config: ModelConfig, layer: int) -> dict[str, str]:
+    """Each matrix of a block -> the first of its group, under which what they read is known."""
+    return {name: group[0] for group in groups(config, layer) for name in group}
+
+
 # Tensors that old checkpoints carry along and that the description already determines (fnmatch patterns).
 IGNORABLE = (
     "model.layers.*.self_attn.rotary_emb.inv_freq",

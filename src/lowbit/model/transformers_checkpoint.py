@@ -84,7 +84,9 @@ class TransformersCheckpoint:
     def _tensor(self, name: str) -> tuple[TensorFile, Source]:
         source = self._sources.get(name)
         if source is None:
-            raise CheckpointError(f"read {self.path}: no tensor {name!r}; it has {len(self._sources)} tensors")
+            raise CheckpointError(
+                f"read {self.path}: no tensor {name!r}; it has {len(self._sources)} tensors"
+            )
         return self._files[source.stored], source
 
     def _part(self, file: TensorFile, source: Source, name: str) -> np.ndarray:
