@@ -167,7 +167,7 @@ REFUSED = [
     ({"architectures": [3]}, CheckpointError, "architectures"),
     ({"model_type": 3}, CheckpointError, "model_type"),
     ({"model_type": None, "architectures": None}, CheckpointError, "neither"),
-    ({"hidden_act": "gelu"}, UnsupportedError, "gelu_pytorch_tanh"),
+    ({"hidden_act": "quick_gelu"}, UnsupportedError, "gelu_pytorch_tanh"),
     ({"hidden_act": 3}, CheckpointError, "hidden_act"),
     ({"num_key_value_heads": 2}, CheckpointError, "divisor"),
     ({"num_attention_heads": 10, "num_key_value_heads": 5}, CheckpointError, "hidden_size"),

@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 import transformers
 
 from lowbit.model.config import from_transformers
-from lowbit.model.families import ACTIVATIONS, FAMILIES
+from lowbit.model.families import FAMILIES
+from lowbit.model.family import ACTIVATIONS
 from lowbit.model.reference import reference_logits
 from lowbit.model.tensors import expected_tensors
 
@@ -33,8 +35,16 @@ def test_every_family_has_a_case():
 def test_defaults_are_those_of_the_class(family):
     theirs = transformers.AutoConfig.for_model(family)
     for key, value in FAMILIES[family].defaults.items():
-        if key == "rope_theta":
-            assert value == theirs.default_theta
+        if key in ("rope_theta", "rope_local_base_freq", "rotary_emb_base"):
+            known = theirs.default_theta
+            if isinstance(known, dict):
+                known = known["global" if key == "rope_theta" else "local"]
+            assert value == known
+        elif key in ("partial_rotary_factor", "rotary_pct"):
+            assert value == theirs.rope_parameters["partial_rotary_factor"]
+        elif key == "sliding_window_pattern":
+            kinds = type(theirs)(num_hidden_layers=13).layer_types
+            assert [kind == "full_attention" for kind in kinds] == [(i + 1) % value == 0 for i in range(13)]
         elif family in ("qwen2", "qwen3") and key == "sliding_window":
             assert theirs.sliding_window is None  # the class clears it: use_sliding_window is off
             assert type(theirs)(use_sliding_window=True).sliding_window == value
@@ -47,27 +57,39 @@ def test_defaults_are_those_of_the_class(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_empty_config_means_what_the_class_means(family):
     """Only the sizes that lowbit insists on are given; everything else falls back on both sides."""
+    row = FAMILIES[family]
     sizes = {
         "vocab_size": 100,
-        "hidden_size": 640,
+        "hidden_size": 2560,
         "intermediate_size": 64,
         "num_hidden_layers": 5,
         "num_attention_heads": 160,  # a multiple of every default of num_key_value_heads
     }
+    sizes = {row.names.get(key, key): value for key, value in sizes.items()}
     theirs = type(transformers.AutoConfig.for_model(family))(**sizes)
     ours = from_transformers({"model_type": family, **sizes})
-    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 4)
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 16)
     assert ours.max_position == theirs.max_position_embeddings
-    assert ours.n_kv_heads == theirs.num_key_value_heads
-    assert ours.norm_eps == theirs.rms_norm_eps
+    assert ours.n_kv_heads == getattr(theirs, "num_key_value_heads", 160)
+    eps = getattr(theirs, row.names.get("rms_norm_eps", "rms_norm_eps"), None)
+    assert ours.norm_eps == (torch.nn.LayerNorm(1).eps if eps is None else eps)
     assert ours.tied == theirs.tie_word_embeddings
-    assert ours.activation == ACTIVATIONS[theirs.hidden_act]
-    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    name = getattr(theirs, row.names.get("hidden_act", "hidden_act"))
+    assert ours.activation == ACTIVATIONS[name]
+    if ours.positions == "rope":
+        ropes = theirs.rope_parameters
+        assert ours.rope.theta == ropes.get("full_attention", ropes)["rope_theta"]
+        assert ours.rope.rotary_dim == ours.head_dim * ropes.get("partial_rotary_factor", 1.0)
+    if row.window == "pattern":
+        kinds = tuple(kind == "sliding_attention" for kind in theirs.layer_types)
+        assert tuple(window > 0 for window in ours.windows) == kinds
+    if row.rotary == "local":
+        assert ours.rope_local.theta == theirs.rope_parameters["sliding_attention"]["rope_theta"]
 
 
 def test_tensors_are_exactly_those_of_the_network(network):
     _, model, config = network
-    theirs = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    theirs = {name: values.shape for name, values in tiny_models.weights(model).items()}
     assert {tensor.name: tensor.shape for tensor in expected_tensors(config)} == theirs
 
 
@@ -95,7 +117,10 @@ def test_the_tolerance_would_catch_a_mistake(network):
         assert np.abs(wrong - right).max() > 30 * TOLERANCE, tensor.name
 
 
-@pytest.mark.parametrize("name", ["mistral", "qwen2-windows", "qwen3-windows", "smollm3-windows"])
+@pytest.mark.parametrize(
+    "name",
+    ["mistral", "qwen2-windows", "qwen3-windows", "smollm3-windows", "gemma2", "gemma3", "phi3-longrope"],
+)
 def test_windows_matter(name):
     case = tiny_models.CASES[name]
     model = tiny_models.build(case)

@@ -1,5 +1,6 @@
 """Rotation speeds against transformers' ROPE_INIT_FUNCTIONS, over many parameter sets."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -170,8 +171,64 @@ def test_theta_defaults_to_the_family():
     assert from_transformers(bitnet).rope.theta == transformers.BitNetConfig.default_theta
 
 
+@pytest.mark.parametrize("share", [1.0, 0.75])
+@pytest.mark.parametrize("original", [1024, 4096])
+@pytest.mark.parametrize("kind", ["longrope", "su", "yarn"])
+def test_longrope(kind, original, share):
+    """Divisors of the original context, others beyond it; Phi-3 has written the scaling under three names."""
+    count = int(64 * share) // 2
+    parameters = {
+        "rope_type": kind,
+        "short_factor": [1 + 0.1 * i for i in range(count)],
+        "long_factor": [1 + 0.7 * i for i in range(count)],
+    }
+    more = {"partial_rotary_factor": share, "original_max_position_embeddings": original}
+    data = config_dict(parameters, **more, rope_scaling=parameters, rope_theta=10000.0) | {
+        "model_type": "phi3"
+    }
+    del data["rope_parameters"], data["head_dim"]
+    data |= {"hidden_size": 256, "max_position_embeddings": 8192}
+    ours = from_transformers(data)
+    data["rope_scaling"] = {**parameters, "rope_type": "longrope"}
+    config = transformers.Phi3Config(**{k: v for k, v in data.items() if k != "model_type"})
+    assert ours.rope.rotary_dim == 2 * count
+    for context in (original, original + 1, 8192):
+        theirs, their_factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=context)
+        frequencies, factor = inverse_frequencies(ours, context)
+        np.testing.assert_allclose(frequencies, theirs.numpy(), rtol=TOLERANCE, atol=0)
+        assert factor == pytest.approx(their_factor, rel=1e-12)
+    assert not np.array_equal(inverse_frequencies(ours, original)[0], frequencies)
+
+
+@pytest.mark.parametrize(
+    "settings, full, local",
+    [
+        ({}, 1e6, 1e4),
+        ({"rope_theta": 5e5, "rope_local_base_freq": 300.0}, 5e5, 300.0),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 1e6, 1e4),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 9e5}, "sliding_attention": None}}, 9e5, 1e4),
+    ],
+)
+def test_rotations_by_layer_type(settings, full, local):
+    """Gemma 3: as transformers reads what it wrote before and after version 5."""
+    data = {k: v for k, v in config_dict({}).items() if k != "rope_parameters"} | settings
+    theirs = transformers.Gemma3TextConfig(
+        **{k: v for k, v in copy.deepcopy(data).items() if k != "model_type"}
+    )
+    config = from_transformers(data | {"model_type": "gemma3_text"})
+    for rope, kind, theta in (
+        (config.rope, "full_attention", full),
+        (config.rope_local, "sliding_attention", local),
+    ):
+        assert rope.theta == theta == theirs.rope_parameters[kind]["rope_theta"]
+        assert rope.kind == theirs.rope_parameters[kind].get("rope_type", "default")
+        assert rope.factor == theirs.rope_parameters[kind].get("factor", 1.0)
+    with pytest.raises(CheckpointError, match="rope_parameters"):
+        from_transformers(data | {"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 3.0}})
+
+
 UNSUPPORTED = [
-    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "longrope"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "beta_fast": 3.0}, "beta_fast"),
     ({"type": "su", "factor": 2.0}, "'su'"),
     ({"rope_type": ["linear"]}, "rope scaling"),
     ({"rope_type": "default", "mrope_section": [1, 2]}, "mrope_section"),
@@ -201,6 +258,9 @@ DAMAGED = [
     ({"rope_type": "default", "rope_theta": -1.0}, "rope_theta"),
     ({"rope_type": "default", "rope_theta": float("inf")}, "rope_theta"),
     ({"rope_type": "factors", "factors": [1.0]}, "factors"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "short_factor"),
+    ({"rope_type": "su", "short_factor": [1.0] * 32, "long_factor": ["1.0"] * 32}, "long_factor"),
+    ({"rope_type": "su", "short_factor": [1.0] * 32, "original_max_position_embeddings": 1}, "original_max"),
     ("linear", "object"),
 ]
 
@@ -212,4 +272,4 @@ def test_damaged_settings_are_named(parameters, named):
 
 
 def test_every_scaling_is_tried_here():
-    assert set(SCALINGS) == {"default", "linear", "dynamic", "llama3", "yarn", "factors"}
+    assert set(SCALINGS) == {"default", "linear", "dynamic", "llama3", "yarn", "factors", "longrope"}

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import transformers
 
+from .canonical import canonical
+
 torch.set_num_threads(1)  # these products are too small to share
 transformers.utils.logging.disable_progress_bar()
 
@@ -27,6 +29,15 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+PLAIN = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "BitNet")  # kinds with the blocks of a Llama
+
+# What families without grouped queries or with names of their own set instead.
+RENAMED = {
+    "GPT2": {"num_key_value_heads": None, "intermediate_size": "n_inner"},
+    "OPT": {"num_key_value_heads": None, "intermediate_size": "ffn_dim"},
+    "GPTNeoX": {"num_key_value_heads": None},
+}
+CAUSAL = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
@@ -83,8 +94,94 @@ CASES = {
         ),
         Case("bitnet", "BitNet", {"tie_word_embeddings": True}),
         Case("bitnet-untied", "BitNet", {"attention_bias": True}),
+        Case("gemma", "Gemma", {"head_dim": 32}),
+        Case(
+            "gemma2",
+            "Gemma2",
+            {
+                "head_dim": 32,
+                "query_pre_attn_scalar": 20,
+                "sliding_window": 9,
+                "attn_logit_softcapping": 3.0,
+                "final_logit_softcapping": 8.0,
+            },
+        ),
+        Case(
+            "gemma2-biases",
+            "Gemma2",
+            {
+                "head_dim": 16,
+                "attention_bias": True,
+                "sliding_window": 5,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "tie_word_embeddings": False,
+                "attn_logit_softcapping": None,
+            },
+        ),
+        Case(
+            "gemma3",
+            "Gemma3Text",
+            {
+                "head_dim": 32,
+                "query_pre_attn_scalar": 40,
+                "sliding_window": 6,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+                },
+            },
+        ),
+        Case("phi3", "Phi3", {"num_key_value_heads": 6}),
+        Case(
+            "phi3-longrope",
+            "Phi3",
+            {
+                "sliding_window": 20,
+                "tie_word_embeddings": True,
+                "hidden_size": 192,
+                "original_max_position_embeddings": 16,
+                "max_position_embeddings": 64,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1000.0,
+                    "partial_rotary_factor": 0.75,
+                    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0, 2.1],
+                    "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5],
+                },
+            },
+        ),
+        Case("olmo2", "Olmo2"),
+        Case("olmo2-biases", "Olmo2", {"attention_bias": True, "num_key_value_heads": 6}),
+        Case("gpt2", "GPT2"),
+        Case(
+            "gpt2-unscaled",
+            "GPT2",
+            {"scale_attn_weights": False, "tie_word_embeddings": False, "activation_function": "gelu"},
+        ),
+        Case("opt", "OPT"),
+        Case("opt-no-biases", "OPT", {"enable_bias": False, "activation_function": "gelu"}),
+        Case("neox", "GPTNeoX", {"hidden_size": 192}),
+        Case(
+            "neox-sequential",
+            "GPTNeoX",
+            {
+                "use_parallel_residual": False,
+                "attention_bias": False,
+                "rope_parameters": {"rope_theta": 1000.0, "partial_rotary_factor": 1.0},
+                "tie_word_embeddings": True,
+            },
+        ),
     )
 }
+
+PLAIN_CASES = [name for name, case in CASES.items() if case.kind in PLAIN]
+
+
+def sizes(kind: str) -> dict:
+    """SIZES in the words of one family."""
+    names = RENAMED.get(kind, {})
+    return {names.get(key) or key: value for key, value in SIZES.items() if names.get(key, key) is not None}
 
 
 def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrainedModel:
@@ -94,8 +191,8 @@ def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrai
     around zero, so that a forgotten bias, norm or window moves the logits far beyond a tolerance.
     """
     config_class = getattr(transformers, case.kind + "Config")
-    model_class = getattr(transformers, case.kind + "ForCausalLM")
-    config = config_class(**{**SIZES, **case.settings, **settings})
+    model_class = getattr(transformers, CAUSAL.get(case.kind, case.kind + "ForCausalLM"))
+    config = config_class(**{**sizes(case.kind), **copy.deepcopy(case.settings), **settings})
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = model_class(config).eval().float()
@@ -105,8 +202,10 @@ def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrai
                 parameter.normal_(0.0, 0.3)
             elif parameter.ndim == 1:
                 parameter.uniform_(0.5, 1.5)
-            elif "embed_tokens" in name:
+            elif any(part in name for part in ("embed_", "wte", "wpe")):
                 parameter.normal_(0.0, 0.3)
+            elif case.kind == "GPT2" and "lm_head" not in name:
+                parameter.normal_(0.0, 1.5 * parameter.shape[0] ** -0.5)  # stored [in, out]
             else:
                 parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
     return model
@@ -129,8 +228,8 @@ def save(
 
 
 def weights(model: transformers.PreTrainedModel) -> dict[str, np.ndarray]:
-    """Parameters by name, float32."""
-    return {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items()}
+    """Parameters by canonical name, float32."""
+    return canonical(model)
 
 
 def config_dict(model: transformers.PreTrainedModel) -> dict:

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowbit.errors import CheckpointError, UnsupportedError
-from lowbit.model.families import ACTIVATIONS, FAMILIES, HARMLESS, SUSPECT, Family
+from lowbit.model.families import FAMILIES
+from lowbit.model.family import ACTIVATIONS, HARMLESS, SUSPECT, Family
 from lowbit.model.fields import Fields
-from lowbit.model.rope import Rope, parse_rope
+from lowbit.model.layer_kinds import MAX_LAYERS, MAX_POSITIONS, read_rope_layers, read_windows
+from lowbit.model.rope import Rope, parse_local_rope, parse_rope
 
 # Sizes beyond these are a damaged or hostile file: they bound every product of sizes below 2**52.
 MAX_VOCABULARY = 1 << 22
 MAX_WIDTH = 1 << 18
-MAX_LAYERS = 1 << 12
 MAX_HEADS = 1 << 12
 MAX_HEAD_DIM = 1 << 12
-MAX_POSITIONS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,13 @@ def from_transformers(
     if not isinstance(config, Mapping):
         raise CheckpointError(f"{where}: expected a JSON object, received {type(config).__name__}")
     family = _family(config, where)
-    fields = Fields(config, where, family.defaults)
+    fields = Fields(config, where, family.defaults, family.names)
     _check_quantization(fields)
+    for key in family.unread:
+        fields.raw(key)
 
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
+    _check_fixed(fields, family, hidden)
     n_layers = fields.integer("num_hidden_layers", 1, MAX_LAYERS)
     n_heads = fields.integer("num_attention_heads", 1, MAX_HEADS)
     n_kv_heads = fields.integer("num_key_value_heads", 1, MAX_HEADS, default=n_heads)
@@ -121,36 +124,53 @@ def from_transformers(
         raise fields.fail("head_dim", head_dim, "even, for features rotate in pairs")
     vocab_size = fields.integer("vocab_size", 1, MAX_VOCABULARY)
     max_position = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
-    name = fields.text("hidden_act")
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"{where}: hidden_act={name!r}; lowbit runs {', '.join(sorted(ACTIVATIONS))}")
 
-    bias = fields.boolean("attention_bias") if family.attention_bias == "field" else False
-    rope_layers = _rope_layers(fields, family, n_layers)
+    attention_bias = family.attention_bias == "always"
+    if family.attention_bias == "field":
+        attention_bias = fields.boolean("attention_bias")
+    rope_layers = read_rope_layers(fields, family, n_layers)
+    windows = read_windows(fields, family, n_layers, rope_layers)
+    rope, rope_local = _ropes(fields, family, head_dim, max_position)
     result = ModelConfig(
         family=family.name,
         vocab_size=vocab_size,
         hidden_size=hidden,
-        intermediate_size=fields.integer("intermediate_size", 1, MAX_WIDTH * 4),
+        intermediate_size=fields.integer(
+            "intermediate_size", 1, MAX_WIDTH * 4, default=family.inner * hidden or None
+        ),
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         max_position=max_position,
-        norm_eps=fields.number("rms_norm_eps", 0.0, 0.1),
-        activation=ACTIVATIONS[name],
+        norm_eps=family.norm_eps or fields.number("rms_norm_eps", 0.0, 0.1),
+        activation=_activation(fields, family),
         tied=fields.boolean("tie_word_embeddings"),
-        qkv_bias=bias or family.attention_bias == "qkv",
-        o_bias=bias,
-        mlp_bias=fields.boolean("mlp_bias") if family.mlp_bias == "field" else False,
-        qk_norm=family.qk_norm,
+        qkv_bias=attention_bias or family.attention_bias == "qkv",
+        o_bias=attention_bias,
+        mlp_bias=fields.boolean("mlp_bias") if family.mlp_bias == "field" else family.mlp_bias == "always",
+        qk_norm=family.qk_norm != "none",
         sub_norm=family.sub_norm,
-        attention_scale=head_dim**-0.5,
-        rope=parse_rope(fields, head_dim, max_position),
+        attention_scale=_attention_scale(fields, family, head_dim),
+        rope=rope,
         rope_layers=rope_layers,
-        windows=_windows(fields, family, n_layers, rope_layers),
+        windows=windows,
         bos_ids=fields.ids("bos_token_id", vocab_size),
         eos_ids=_eos_ids(fields, generation, vocab_size),
+        norm=family.norm,
+        norm_bias=family.norm == "layer",
+        norm_offset=family.norm_offset,
+        norm_place=family.norm_place,
+        qk_norm_whole=family.qk_norm == "whole",
+        gated=family.gated,
+        parallel=fields.boolean("use_parallel_residual") if family.parallel == "field" else False,
+        positions=family.positions,
+        position_offset=family.position_offset,
+        embedding_scale=hidden**0.5 if family.scaled_embedding else 1.0,
+        attention_softcap=_softcap(fields, "attn_logit_softcapping", family.softcaps == "both"),
+        logit_softcap=_softcap(fields, "final_logit_softcapping", family.softcaps != "none"),
+        rope_local=rope_local,
+        local_layers=tuple(window > 0 for window in windows) if rope_local else (),
         ignored=_ignored(fields),
     )
     if result.sub_norm and n_heads * head_dim != hidden:
@@ -158,9 +178,51 @@ def from_transformers(
     return result
 
 
+def _check_fixed(fields: Fields, family: Family, hidden: int) -> None:
+    """Variants of a family that run nowhere here."""
+    for key, only in family.fixed.items():
+        value, wanted = fields.raw(key), hidden if only == "hidden_size" else only
+        if value is not None and value != wanted:
+            raise UnsupportedError(
+                f"{fields.where}: {key}={reprlib.repr(value)}; lowbit runs {family.name} networks with "
+                f"{key}={wanted} only"
+            )
+
+
+def _activation(fields: Fields, family: Family) -> str:
+    name, known = fields.text("hidden_act"), {**ACTIVATIONS, **family.activations}
+    if name not in known:
+        raise UnsupportedError(
+            f"{fields.where}: {fields.key('hidden_act')}={name!r}; lowbit runs {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def _attention_scale(fields: Fields, family: Family, head_dim: int) -> float:
+    if family.attention_scale == "query_pre_attn_scalar":
+        return fields.number("query_pre_attn_scalar", 1e-6, 1e9) ** -0.5
+    if family.attention_scale == "field" and not fields.boolean("scale_attn_weights"):
+        return 1.0
+    return head_dim**-0.5
+
+
+def _softcap(fields: Fields, key: str, read: bool) -> float:
+    """0 where the family has none, or null says that this network has none."""
+    return fields.number(key, 1e-3, 1e6) if read and fields.raw(key) is not None else 0.0
+
+
+def _ropes(fields: Fields, family: Family, head_dim: int, max_position: int) -> tuple[Rope, Rope | None]:
+    """The rotation of most layers, and that of layers with a window where it is another."""
+    if family.positions == "learned":
+        return Rope(10000.0, 0), None
+    if family.rotary == "local":
+        return parse_local_rope(fields, head_dim, max_position)
+    return parse_rope(fields, head_dim, max_position, partial=family.rotary == "partial"), None
+
+
 def _family(config: Mapping[str, Any], where: str) -> Family:
     """The row of FAMILIES that model_type and architectures name together."""
-    supported = ", ".join(f"{row.name} ({row.architectures[0]})" for row in FAMILIES.values())
+    supported = ", ".join(FAMILIES)
     model_type, listed = config.get("model_type"), config.get("architectures")
     architecture = listed[0] if isinstance(listed, list) and listed else None
     if not isinstance(model_type, (str, type(None))) or not isinstance(architecture, (str, type(None))):
@@ -173,7 +235,10 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
         if model_type in (row.name, None) and architecture in (*row.architectures, None):
             return row
     received = f"model_type={model_type!r}, architectures={architecture!r}"
-    raise UnsupportedError(f"{where}: {received} is not a network that lowbit runs; it runs {supported}")
+    raise UnsupportedError(
+        f"{where}: {received} is not a network that lowbit runs; it runs {supported}, each "
+        "as a causal language model"
+    )
 
 
 def _check_quantization(fields: Fields) -> None:
@@ -187,61 +252,6 @@ def _check_quantization(fields: Fields) -> None:
             f"{fields.where}: the weights are stored by quant_method={reprlib.repr(method)}; lowbit reads "
             "fp32, fp16 and bf16 weights, GGUF and its own files: start from one of these"
         )
-
-
-def _rope_layers(fields: Fields, family: Family, n_layers: int) -> tuple[bool, ...]:
-    """no_rope_layers holds 1 where a layer IS rotated; absent, every no_rope_layer_interval-th is not."""
-    if family.rope_layers == "all":
-        return (True,) * n_layers
-    interval = fields.integer("no_rope_layer_interval", 1, MAX_LAYERS)
-    flags = fields.items("no_rope_layers", int, MAX_LAYERS)
-    if flags is None:
-        return tuple((layer + 1) % interval != 0 for layer in range(n_layers))
-    if len(flags) < n_layers or any(flag not in (0, 1) for flag in flags):
-        raise fields.fail("no_rope_layers", flags, f"at least {n_layers} values of 0 or 1")
-    return tuple(flag == 1 for flag in flags[:n_layers])
-
-
-def _windows(fields: Fields, family: Family, n_layers: int, rope_layers: tuple[bool, ...]) -> tuple[int, ...]:
-    """The sliding window of each layer, 0 where it sees everything."""
-    kinds = fields.items("layer_types", str, MAX_LAYERS)
-    for kind in kinds or ():
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UnsupportedError(
-                f"{fields.where}: layer_types holds {reprlib.repr(kind)}; lowbit runs full_attention and "
-                "sliding_attention"
-            )
-    if kinds is not None and len(kinds) != n_layers:
-        raise fields.fail("layer_types", kinds, f"one entry for each of {n_layers} layers")
-    window = 0
-    if family.window != "none":
-        enabled = family.window == "all" or fields.boolean("use_sliding_window")
-        given = fields.raw("sliding_window")
-        window = fields.integer("sliding_window", 1, MAX_POSITIONS) if enabled and given is not None else 0
-
-    if family.window == "all":
-        windows = (window,) * n_layers
-        if (
-            kinds is not None
-            and kinds != (["sliding_attention"] if window else ["full_attention"]) * n_layers
-        ):
-            raise UnsupportedError(
-                f"{fields.where}: family {family.name} has one window for all layers, but layer_types names "
-                "several or another"
-            )
-        return windows
-    if kinds is not None:
-        if "sliding_attention" in kinds and not window:
-            raise fields.fail(
-                "layer_types", "sliding_attention", "used with a sliding_window that is enabled"
-            )
-        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-    if not window:
-        return (0,) * n_layers
-    if family.window == "no_rope":
-        return tuple(0 if rotated else window for rotated in rope_layers)
-    first = fields.integer("max_window_layers", 0, MAX_LAYERS)
-    return tuple(window if layer >= first else 0 for layer in range(n_layers))
 
 
 def _eos_ids(fields: Fields, generation: Mapping[str, Any] | None, vocab_size: int) -> tuple[int, ...]:

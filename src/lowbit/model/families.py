@@ -10,34 +10,21 @@ tests hold every row against them.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
-
-@dataclass(frozen=True)
-class Family:
-    name: str  # `model_type` of config.json
-    architectures: tuple[str, ...]  # class names that config.json may give
-    attention_bias: str = "none"  # "none" | "qkv": always on q, k, v | "field": attention_bias, on q, k, v, o
-    mlp_bias: str = "none"  # "none" | "field": mlp_bias, on gate, up and down
-    qk_norm: bool = False  # RMS norm over each head of q and k, before the rotation
-    sub_norm: bool = False  # RMS norm before the output projection and before the down projection
-    window: str = "none"  # which layers have sliding_window: "none" | "all" | by layer_types, and where that
-    # is absent "upper": layers from max_window_layers on | "no_rope": layers without rotation
-    rope_layers: str = "all"  # "all" | "field": no_rope_layers / no_rope_layer_interval
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # what an absent key of config.json means
-
+from lowbit.model.family import Family
 
 _COMMON = {
     "hidden_act": "silu",
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
+}
+
+_GEMMA = {
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 8192,
+    "head_dim": 256,
+    "tie_word_embeddings": True,
 }
 
 FAMILIES: dict[str, Family] = {
@@ -79,7 +66,7 @@ FAMILIES: dict[str, Family] = {
             name="qwen3",
             architectures=("Qwen3ForCausalLM",),
             attention_bias="field",
-            qk_norm=True,
+            qk_norm="head",
             window="upper",
             defaults={
                 **_COMMON,
@@ -121,33 +108,171 @@ FAMILIES: dict[str, Family] = {
                 "rope_theta": 500000.0,
             },
         ),
+        Family(
+            name="gemma",
+            architectures=("GemmaForCausalLM",),
+            attention_bias="field",
+            norm_offset=1.0,
+            scaled_embedding=True,
+            defaults={**_GEMMA, "hidden_act": "gelu_pytorch_tanh", "num_key_value_heads": 16},
+            activations={"gelu": "gelu_tanh"},  # what the first files say, and the class corrects
+            unread=frozenset({"hidden_activation"}),
+        ),
+        Family(
+            name="gemma2",
+            architectures=("Gemma2ForCausalLM",),
+            attention_bias="field",
+            norm_place="sandwich",
+            norm_offset=1.0,
+            scaled_embedding=True,
+            window="pattern",
+            attention_scale="query_pre_attn_scalar",
+            softcaps="both",
+            names={"hidden_act": "hidden_activation"},
+            defaults={
+                **_GEMMA,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "num_key_value_heads": 4,
+                "query_pre_attn_scalar": 256,
+                "sliding_window": 4096,
+                "sliding_window_pattern": 2,
+                "final_logit_softcapping": 30.0,
+                "attn_logit_softcapping": 50.0,
+            },
+            unread=frozenset({"hidden_act"}),
+        ),
+        # Text only: its attention caps no scores, whatever attn_logit_softcapping says, so that must be null.
+        Family(
+            name="gemma3_text",
+            architectures=("Gemma3ForCausalLM",),
+            attention_bias="field",
+            qk_norm="head",
+            norm_place="sandwich",
+            norm_offset=1.0,
+            scaled_embedding=True,
+            window="pattern",
+            rotary="local",
+            attention_scale="query_pre_attn_scalar",
+            softcaps="logits",
+            names={"hidden_act": "hidden_activation"},
+            defaults={
+                **_GEMMA,
+                "hidden_activation": "gelu_pytorch_tanh",
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 4,
+                "query_pre_attn_scalar": 256,
+                "sliding_window": 4096,
+                "sliding_window_pattern": 6,
+                "rope_theta": 1000000.0,
+                "rope_local_base_freq": 10000.0,
+            },
+            fixed={"attn_logit_softcapping": None},
+            unread=frozenset({"hidden_act"}),
+        ),
+        Family(
+            name="phi3",
+            architectures=("Phi3ForCausalLM",),
+            window="all",
+            rotary="partial",
+            defaults={
+                **_COMMON,
+                "max_position_embeddings": 4096,
+                "original_max_position_embeddings": 4096,
+                "rms_norm_eps": 1e-5,
+                "sliding_window": None,
+                "partial_rotary_factor": 1.0,
+            },
+        ),
+        Family(
+            name="olmo2",
+            architectures=("Olmo2ForCausalLM",),
+            attention_bias="field",
+            qk_norm="whole",
+            norm_place="post",
+            defaults={**_COMMON, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5},
+        ),
+        Family(
+            name="gpt2",
+            architectures=("GPT2LMHeadModel",),
+            attention_bias="always",
+            mlp_bias="always",
+            norm="layer",
+            gated=False,
+            positions="learned",
+            attention_scale="field",
+            inner=4,
+            names={
+                "hidden_size": "n_embd",
+                "num_hidden_layers": "n_layer",
+                "num_attention_heads": "n_head",
+                "max_position_embeddings": "n_positions",
+                "intermediate_size": "n_inner",
+                "hidden_act": "activation_function",
+                "rms_norm_eps": "layer_norm_epsilon",
+            },
+            defaults={
+                "n_positions": 1024,
+                "activation_function": "gelu_new",
+                "layer_norm_epsilon": 1e-5,
+                "scale_attn_weights": True,
+                "tie_word_embeddings": True,
+            },
+        ),
+        # Post-norm (350m) and projected embeddings are other networks.
+        Family(
+            name="opt",
+            architectures=("OPTForCausalLM",),
+            attention_bias="field",
+            mlp_bias="field",
+            norm="layer",
+            gated=False,
+            positions="learned",
+            position_offset=2,
+            norm_eps=1e-5,
+            names={
+                "intermediate_size": "ffn_dim",
+                "hidden_act": "activation_function",
+                "attention_bias": "enable_bias",
+                "mlp_bias": "enable_bias",
+            },
+            defaults={
+                "max_position_embeddings": 2048,
+                "activation_function": "relu",
+                "enable_bias": True,
+                "tie_word_embeddings": True,
+            },
+            fixed={
+                "do_layer_norm_before": True,
+                "_remove_final_layer_norm": False,
+                "layer_norm_elementwise_affine": True,
+                "word_embed_proj_dim": "hidden_size",
+            },
+        ),
+        # GPT-NeoX and Pythia.
+        Family(
+            name="gpt_neox",
+            architectures=("GPTNeoXForCausalLM",),
+            attention_bias="field",
+            mlp_bias="always",
+            norm="layer",
+            gated=False,
+            parallel="field",
+            rotary="partial",
+            names={
+                "rms_norm_eps": "layer_norm_eps",
+                "rope_theta": "rotary_emb_base",
+                "partial_rotary_factor": "rotary_pct",
+            },
+            defaults={
+                "max_position_embeddings": 2048,
+                "hidden_act": "gelu",
+                "layer_norm_eps": 1e-5,
+                "attention_bias": True,
+                "use_parallel_residual": True,
+                "rotary_emb_base": 10000.0,
+                "rotary_pct": 0.25,
+                "tie_word_embeddings": False,
+            },
+        ),
     )
 }
-
-# hidden_act of config.json -> activation of the decoder.
-ACTIVATIONS = {
-    "silu": "silu",
-    "swish": "silu",
-    "relu2": "relu2",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_new": "gelu_tanh",
-}
-
-# Keys of config.json that say nothing about the function from tokens to logits. (pretraining_tp asked old
-# versions to sum in another order; published checkpoints still carry values above 1.)
-# fmt: off
-HARMLESS = frozenset({
-    "architectures", "model_type", "auto_map", "torch_dtype", "dtype", "transformers_version", "use_cache",
-    "pad_token_id", "unk_token_id", "sep_token_id", "mask_token_id", "decoder_start_token_id",
-    "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "embd_pdrop",
-    "resid_pdrop", "layerdrop", "layer_norm_eps", "attn_implementation", "pretraining_tp",
-    "max_window_layers", "is_llama_config",
-})
-# fmt: on
-
-# An unknown key with a word that begins like one of these may change the result: refused unless neutral.
-SUSPECT = re.compile(
-    "(?:^|[^a-z0-9])(?:scale|scaling|multiplier|softcap|logit|norm|layernorm|rmsnorm|bias|rope|rotary|nope"
-    "|window|expert|moe|mla|lora|alibi|sink|adapter|head|layer|act|clip|attn|attention|parallel|residual"
-    "|cross|vision|audio|encoder|nextn|mtp|quant|position|embed|tie|sparse|mixture|ssm|mamba|conv|gate|kv|qk)"
-)

@@ -20,14 +20,27 @@ class Fields:
     readers below. `unread()` names what nobody asked for.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        where: str,
+        defaults: Mapping[str, Any] | None = None,
+        names: Mapping[str, str] | None = None,
+    ):
+        """names: what the file calls some of the keys that readers ask for; defaults use its names."""
         self.where = where
+        self._names = names or {}
         self._given = values
         self._values = {**(defaults or {}), **values}
         self._read: set[str] = set()
 
+    def key(self, key: str) -> str:
+        """What the file calls `key`."""
+        return self._names.get(key, key)
+
     def raw(self, key: str) -> Any:
         """The value of `key` as it is, None when absent."""
+        key = self.key(key)
         self._read.add(key)
         return self._values.get(key)
 
@@ -39,7 +52,7 @@ class Fields:
         self, key: str, received: Any, required: str, remedy: str = "repair the file"
     ) -> CheckpointError:
         shown = reprlib.repr(received)  # short, whatever the file holds
-        return CheckpointError(f"{self.where}: {key}={shown}, but it must be {required}; {remedy}")
+        return CheckpointError(f"{self.where}: {self.key(key)}={shown}, but it must be {required}; {remedy}")
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         value = self.raw(key)

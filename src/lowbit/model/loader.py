@@ -219,6 +219,9 @@ def _build(
         "attention_scale",
     ):
         setattr(spec, name, getattr(config, name))
+    for name, neutral in _NOT_NATIVE.items():
+        if getattr(config, name) != neutral:
+            raise UnsupportedError(f"load: {config.family} networks do not run natively yet: {name}")
     spec.activation_bits = activation_bits
     spec.kv_bits = kv_bits
     spec.rotary_dim = config.rope.rotary_dim
@@ -239,6 +242,23 @@ def _build(
             f"load: the native decoder does not run this {config.family} network: {error}"
         ) from error
     return decoder
+
+
+_NOT_NATIVE = {
+    "norm": "rms",
+    "norm_place": "pre",
+    "qk_norm_whole": False,
+    "gated": True,
+    "parallel": False,
+    "positions": "rope",
+    "embedding_scale": 1.0,
+    "attention_softcap": 0.0,
+    "logit_softcap": 0.0,
+    "rope_local": None,
+    "sinks": False,
+    "n_experts": 0,
+    "norm_offset": 0.0,
+}
 
 
 def _finite_vector(vector: np.ndarray, name: str) -> np.ndarray:
