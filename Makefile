@@ -30,7 +30,7 @@ $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop scipy transformers
 	$(BIN)/python -m pip install -q uvicorn uvloop httptools msgspec prometheus_client llguidance \
-	  httpx openai schemathesis playwright lm_eval
+	  httpx openai schemathesis playwright lm_eval codecarbon
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.base

@@ -41,7 +41,7 @@ EXTRA = {
     "server": {"uvicorn", "msgspec", "prometheus_client"},
     "interop": {"safetensors"},
     "plan": {"scipy"},
-    "measure": {"matplotlib", "lm_eval", "datasets"},
+    "measure": {"matplotlib", "lm_eval", "datasets", "pynvml", "codecarbon"},
     "cli": {"rich"},
 }
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from lowbit.cli import options, output
+from lowbit.cli import options, output, site
 from lowbit.cli.pull import locate
 
 
@@ -27,13 +27,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="leave out the time to the first token (fresh processes)",
     )
     options.add_runtime(parser, "default: what the model was trained for")
+    site.add_meter(parser)
+    site.add_site(parser)
 
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     from lowbit.measure import bench
 
-    return bench(
-        str(locate(args.model)),
+    if (args.watts or args.meter) and not args.energy:
+        raise options.UsageError("--watts and --meter belong to --energy; add it")
+    path = str(locate(args.model))
+    result = bench(
+        path,
         activations=args.activations,
         context=args.context,
         threads=args.threads,
@@ -44,6 +49,49 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         first_token=not args.no_first_token,
         progress=lambda text: output.note(f"[{text}]") if sys.stderr.isatty() else None,
     )
+    return {**result, "energy": _energy(path, args) if args.energy else None}
+
+
+def _energy(path: str, args: argparse.Namespace) -> dict[str, Any]:
+    from lowbit.engine import load
+    from lowbit.measure.phase_energy import phase_energy
+
+    model = load(
+        path,
+        activations=args.activations,
+        context=args.context,
+        threads=args.threads,
+        kv_bits=args.kv_bits,
+    )
+    return phase_energy(model, lambda: site.meter_of(args), site.site_of(args), args.prefill, args.decode)
+
+
+def _memory(r: dict[str, Any]) -> str:
+    kinds = ", ".join(f"{name} {output.megabytes(n)}" for name, n in r["memory_bytes"].items())
+    return f"{output.megabytes(r['peak_rss_bytes'])}: {kinds}"
+
+
+def _energy_rows(energy: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for phase in ("prefill", "decode"):
+        found = energy[phase]
+        report, cost = found["energy"], found["per_million_tokens"]
+        cores = f"{1e3 * found['core_seconds_per_token']:.3f} ms of a core per token"
+        if cost is None:
+            rows.append((f"{phase} energy", f"unavailable: {report['reason']}; {cores}"))
+            continue
+        between = found["joules_per_token_interval"]
+        spread = f" ({between[0]:.4f} to {between[1]:.4f})" if between else ""
+        rows.append(
+            (
+                f"{phase} energy",
+                f"{found['joules_per_token']:.4f} J/token{spread}, {report['source']}; {cores}",
+            )
+        )
+        money = "" if cost["money"] is None else f", {cost['money']:,.3f} {cost['currency']}"
+        told = f"{cost['kwh']:.4f} kWh, {cost['grams_co2']:,.1f} g CO2, {cost['litres_water']:,.3f} L water"
+        rows.append(("per million", f"{told}{money} ({cost['source']})"))
+    return rows
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
@@ -61,6 +109,7 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
             "first token",
             "not measured" if first is None else f"{first:.3f} s{after}",
         ),
-        ("peak memory", output.megabytes(r["peak_rss_bytes"])),
+        ("peak memory", _memory(r)),
     ]
+    rows += _energy_rows(r["energy"]) if r["energy"] else []
     sys.stdout.write(output.pairs(rows))

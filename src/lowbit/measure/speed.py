@@ -44,6 +44,9 @@ def bench(
 ) -> dict[str, Any]:
     """Measure a model; medians of `repeats`. Keys end in their units; the fractions are of the bound.
 
+    memory_bytes: what the peak is made of; the keys and values of both measurements count. "all else" is
+    the program, its libraries, the tokenizer and the activations.
+
     prefill and decode are shortened to what the context holds; the figures used are in the result.
     time_to_first_token_seconds is None for a model without tokenizer, or if `first_token` is false.
     """
@@ -73,6 +76,7 @@ def bench(
     prefill_once(model, prefill, prefill_cache)
     decode_once(model, 1, decode_cache)
     peak_rss = peak_rss_bytes()  # before the buffers that the bounds are measured with
+    held = prefill_cache.nbytes + decode_cache.nbytes
     weight_bytes = weight_bytes_per_token(model)
     kv_bytes = kv_bytes_per_token(model, WARM_UP_STEPS + decode / 2)
     operations = prefill_multiply_adds(model, prefill)
@@ -96,6 +100,11 @@ def bench(
         "decode_tokens_per_second": 1 / decode_seconds,
         "time_to_first_token_seconds": first_token_time,
         "peak_rss_bytes": peak_rss,
+        "memory_bytes": {
+            "weights": model.nbytes,
+            "keys and values": held,
+            "all else": max(0, peak_rss - model.nbytes - held),
+        },
         "bandwidth_bytes_per_second": bandwidth,
         "int8_multiply_adds_per_second": int8_peak,
         "decode_bound_fraction": of_bandwidth,
