@@ -44,7 +44,24 @@ void bind_spec(nb::module_& m) {
       .def_rw("attention_scale", &DecoderSpec::attention_scale)
       .def_rw("activation_bits", &DecoderSpec::activation_bits)
       .def_rw("kv_bits", &DecoderSpec::kv_bits)
-      .def_rw("rotary_dim", &DecoderSpec::rotary_dim);
+      .def_rw("rotary_dim", &DecoderSpec::rotary_dim)
+      .def_rw("n_experts", &DecoderSpec::n_experts)
+      .def_rw("experts_per_token", &DecoderSpec::experts_per_token)
+      .def_rw("expert_size", &DecoderSpec::expert_size)
+      .def_prop_rw(
+          "router_order",
+          [](const DecoderSpec& s) {
+            return s.router_order == RouterOrder::softmax_topk ? "softmax_topk" : "topk_softmax";
+          },
+          [](DecoderSpec& s, const std::string& name) {
+            if (name != "softmax_topk" && name != "topk_softmax")
+              throw nb::value_error(
+                  ("DecoderSpec: router_order '" + name + "' is not one of softmax_topk, topk_softmax")
+                      .c_str());
+            s.router_order = name == "softmax_topk" ? RouterOrder::softmax_topk : RouterOrder::topk_softmax;
+          })
+      .def_rw("router_renormalize", &DecoderSpec::router_renormalize)
+      .def_rw("sparse_layers", &DecoderSpec::sparse_layers);
 }
 
 }  // namespace

@@ -38,6 +38,8 @@ constexpr MatrixField kMatrices[] = {
     {"down", &DecoderLayer::down, hidden, inner},
 };
 
+bool of_mlp(const MatrixField& f) { return f.out == inner || f.in == inner; }
+
 enum class Need { always, qk_norm, sub_norm, optional };
 struct VectorField {
   const char* name;
@@ -100,7 +102,18 @@ Decoder::Decoder(const DecoderSpec& spec) : spec_(spec) {
   if (!(spec.attention_scale > 0) || !std::isfinite(spec.attention_scale))
     refuse("Decoder: attention_scale=" + std::to_string(spec.attention_scale) +
            " must be a positive number, usually head_dim ** -0.5");
+  if (spec.n_experts) {
+    require_range("n_experts", spec.n_experts, 1, 65536);
+    require_range("experts_per_token", spec.experts_per_token, 1, spec.n_experts);
+    require_range("expert_size", spec.expert_size, 1, kLimit);
+    if (spec.sub_norm) refuse("Decoder: sub_norm is not a part of layers with experts");
+  }
+  if (!spec.sparse_layers.empty() && (spec.sparse_layers.size() != spec.n_layers || !spec.n_experts))
+    refuse("Decoder: sparse_layers has " + text(spec.sparse_layers.size()) +
+           " entries, needs n_layers=" + text(spec.n_layers) + " and n_experts of 1 or more");
   layers_.resize(spec.n_layers);
+  for (size_t i = 0; i < spec.n_layers; ++i)
+    if (spec.sparse(i)) layers_[i].sparse.experts.resize(spec.n_experts);
   for (DecoderLayer& layer : layers_) layer.rotates = spec.rotary_dim > 0;
 }
 
@@ -145,6 +158,10 @@ void Decoder::set_matrix(const std::string& name, const Matrix* matrix) {
     layer.*f.field = matrix;
     return;
   }
+  if (const Matrix** place = layer.sparse.matrix(field)) {
+    *place = matrix;
+    return;
+  }
   refuse("Decoder.set_matrix: '" + name + "' is not a matrix; expected q, k, v, o, gate, up or down");
 }
 
@@ -169,6 +186,11 @@ void Decoder::set_vector(const std::string& name, const float* values, size_t co
       refuse("Decoder.set_vector: '" + name + "' would be ignored; set " +
              (f.need == Need::qk_norm ? "qk_norm" : "sub_norm") + " in the description to use it");
     return set(layer.*f.field, f.size(spec_));
+  }
+  if (std::vector<float>* place = layer.sparse.vector(field)) {
+    const bool of_router = field == "router_bias";
+    const bool of_down = field.size() > 9 && field.compare(field.size() - 9, 9, "down_bias") == 0;
+    return set(*place, of_router ? spec_.n_experts : of_down ? spec_.hidden_size : spec_.expert_size);
   }
   refuse("Decoder.set_vector: '" + name + "' is not a vector of this decoder");
 }
@@ -204,14 +226,32 @@ void Decoder::set_windows(const std::vector<int64_t>& windows) {
   }
 }
 
+void Decoder::check_experts(size_t index) const {
+  const ExpertLayer& layer = layers_[index].sparse;
+  check_matrix(layer_name(index, "router"), layer.router, spec_.n_experts, spec_.hidden_size);
+  for (size_t j = 0; j < layer.experts.size(); ++j) {
+    const Expert& e = layer.experts[j];
+    const std::string name = layer_name(index, "experts.") + text(j);
+    check_matrix(name + ".gate", e.gate, spec_.expert_size, spec_.hidden_size);
+    check_matrix(name + ".up", e.up, spec_.expert_size, spec_.hidden_size);
+    check_matrix(name + ".down", e.down, spec_.hidden_size, spec_.expert_size);
+  }
+}
+
 void Decoder::finish() {
   if (finished_) return;
   check_matrix("embed", embed_, spec_.vocab_size, spec_.hidden_size);
   check_matrix("head", head_, spec_.vocab_size, spec_.hidden_size);
   if (norm_.empty()) refuse("Decoder.finish: vector 'norm' is not set; call set_vector");
   for (size_t i = 0; i < spec_.n_layers; ++i) {
+    const bool sparse = spec_.sparse(i);
     for (const MatrixField& f : kMatrices)
-      check_matrix(layer_name(i, f.name), layers_[i].*f.field, f.out(spec_), f.in(spec_));
+      if (!sparse || !of_mlp(f))
+        check_matrix(layer_name(i, f.name), layers_[i].*f.field, f.out(spec_), f.in(spec_));
+      else if (layers_[i].*f.field)
+        refuse("Decoder.finish: matrix '" + layer_name(i, f.name) +
+               "' is set, but the layer has experts; set those of experts.J");
+    if (sparse) check_experts(i);
     for (const VectorField& f : kVectors) {
       const bool needed = f.need == Need::always || (f.need == Need::qk_norm && spec_.qk_norm) ||
                           (f.need == Need::sub_norm && spec_.sub_norm);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "decoder_kernels.h"
+#include "experts.h"
 #include "kv_cache.h"
 #include "matrix.h"
 #include "sampler.h"
@@ -35,9 +36,17 @@ struct DecoderSpec {
   int activation_bits = 8;  // 8 or 16
   int kv_bits = 16;         // of keys and values: 16; 8 for attention in integers; 4 or 2 in pages
   size_t rotary_dim = 0;    // leading dimensions of a head that rotate; 0: none
+  size_t n_experts = 0;
+  size_t experts_per_token = 0;
+  size_t expert_size = 0;  // intermediate size of an expert
+  RouterOrder router_order = RouterOrder::softmax_topk;
+  bool router_renormalize = false;
+  std::vector<bool> sparse_layers;  // which layers have experts in place of an MLP; empty: none
 
   size_t q_size() const { return n_heads * head_dim; }
   size_t kv_size() const { return n_kv_heads * head_dim; }
+  bool sparse(size_t layer) const { return !sparse_layers.empty() && sparse_layers[layer]; }
+  Router router() const { return {n_experts, experts_per_token, router_order, router_renormalize}; }
   KvShape kv_shape() const { return {n_layers, n_kv_heads, head_dim, kv_bits}; }
 };
 
@@ -47,6 +56,7 @@ struct DecoderLayer {
   const Matrix *gate = nullptr, *up = nullptr, *down = nullptr;
   std::vector<float> input_norm, post_norm, q_norm, k_norm, attn_sub_norm, ffn_sub_norm;
   std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+  ExpertLayer sparse;  // in place of gate, up and down, or without experts
   bool rotates = true;
   size_t window = 0;  // 0: all earlier positions
 };
@@ -81,7 +91,8 @@ class Decoder {
   explicit Decoder(const DecoderSpec& spec);
   ~Decoder();
 
-  // Names: "embed", "head", "layers.N.q|k|v|o|gate|up|down". The matrix must outlive the decoder.
+  // Names: "embed", "head", "layers.N.q|k|v|o|gate|up|down", in sparse layers "layers.N.router" and
+  // "layers.N.experts.J.gate|up|down". The matrix must outlive the decoder.
   void set_matrix(const std::string& name, const Matrix* matrix);
   // Names: "norm",
   // "layers.N.input_norm|post_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|q_bias|k_bias|v_bias|
@@ -121,6 +132,7 @@ class Decoder {
   friend class DecoderWorkspace;
   size_t layer_number(const std::string& name, std::string* rest) const;
   void need_open(const std::string& name) const;
+  void check_experts(size_t index) const;
   void check_step(const char* call, const std::vector<int32_t>& tokens, const std::vector<Run>& runs) const;
 
   DecoderSpec spec_;

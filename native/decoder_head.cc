@@ -37,8 +37,8 @@ void Walk::head_group(size_t first, size_t count) {
   own_rows(count, &begin, &end);
   for (size_t i = begin; i < end; ++i) {
     const size_t row = narrowed_ ? first + i : w_.wanted_[first + i];
-    norm_row(row, w_.from_mlp_ + row * w_.hidden_stride_, bias, decoder_.final_norm(), normed_row(i, n),
-             integer_row(lane_.head, i));
+    norm_row(row, from_mlp(spec_.n_layers - 1) + row * w_.hidden_stride_, bias, decoder_.final_norm(),
+             normed_row(i, n), integer_row(lane_.head, i));
   }
   sync();
   float* kept = w_.output_.logits;

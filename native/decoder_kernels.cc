@@ -12,6 +12,7 @@ namespace lowbit {
   void add_integer_attention_kernels(DecoderKernels& table); \
   void add_kv_kernels(DecoderKernels& table);                \
   void add_page_kernels(DecoderKernels& table);              \
+  void add_expert_kernels(DecoderKernels& table);            \
   }
 LOWBIT_EVERY_ISA(LOWBIT_DECLARE)
 
@@ -24,6 +25,7 @@ static DecoderKernels make() {
     isa::add_integer_attention_kernels(table); \
     isa::add_kv_kernels(table);                \
     isa::add_page_kernels(table);              \
+    isa::add_expert_kernels(table);            \
     break;
   switch (active_isa()) {
     LOWBIT_EVERY_ISA(LOWBIT_CASE)

@@ -106,6 +106,9 @@ struct DecoderKernels {
   // The largest of n values, and the sum of exp((x - peak) * inverse_temperature).
   float (*largest)(const float* x, size_t n);
   float (*exp_sum)(const float* x, size_t n, float peak, float inverse_temperature);
+  // out = exp(x - peak); sum += weight * (x + bias), or = where `fresh` (bias may be null).
+  void (*exponentials)(const float* x, size_t n, float peak, float* out);
+  void (*add_weighted)(float* sum, const float* x, const float* bias, float weight, size_t n, bool fresh);
 };
 
 // Keys that attention looks at together; blocks lie at fixed positions, so a query's arithmetic does not

@@ -39,7 +39,7 @@ void Walk::run() {
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const DecoderLayer& layer = decoder_.layer(i);
     const bool first = i == 0;
-    normalize(first ? nullptr : w_.from_mlp_, first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
+    normalize(first ? nullptr : from_mlp(i - 1), first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
               layer.input_norm);
     attention_half(i);
     if (i + 1 == spec_.n_layers) {
@@ -136,6 +136,7 @@ void Walk::attention_half(size_t index) {
 
 void Walk::mlp_half(const DecoderLayer& layer) {
   normalize(w_.from_attention_, layer.o_bias, layer.post_norm);
+  if (!layer.sparse.experts.empty()) return expert_half(layer.sparse);
   const size_t n = spec_.intermediate_size;
   const size_t stride = w_.inner_stride_;
   const Product inputs[] = {{layer.gate, w_.gate_.get(), stride}, {layer.up, w_.up_, stride}};

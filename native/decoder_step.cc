@@ -28,7 +28,9 @@ size_t weight_bytes(const Decoder& decoder) {
   size_t bytes = decoder.head().bytes();
   for (size_t i = 0; i < decoder.spec().n_layers; ++i) {
     const DecoderLayer& l = decoder.layer(i);
-    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up, l.down}) bytes += m->bytes();
+    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up, l.down}) bytes += m ? m->bytes() : 0;
+    for (const Expert& e : l.sparse.experts)
+      for (const Matrix* m : {e.gate, e.up, e.down}) bytes += m->bytes();
   }
   return bytes;
 }
@@ -177,13 +179,19 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
   normed_floats_ = decoder.head().reads_values();
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const DecoderLayer& l = decoder.layer(i);
-    inner_floats_ |= l.down->reads_values();
-    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up}) normed_floats_ |= m->reads_values();
+    inner_floats_ |= l.down && l.down->reads_values();
+    for (const Matrix* m : {l.q, l.k, l.v, l.o, l.gate, l.up, l.sparse.router})
+      normed_floats_ |= m && m->reads_values();
+    for (const Expert& e : l.sparse.experts) {
+      experts_.reads_values |= e.gate->reads_values() || e.up->reads_values();
+      experts_.inner_floats |= e.down->reads_values();
+    }
   }
+  normed_floats_ |= experts_.reads_values;
   const size_t halves = std::max(qkv_stride_ + spec_.q_size(), inner_stride_);
   const size_t floats = spec_.hidden_size + halves + std::max(inner_stride_, hidden_stride_) +
                         spec_.rotary_dim + (inner_floats_ ? spec_.intermediate_size : 0) +
-                        (normed_floats_ ? normed_size() : 0);
+                        (normed_floats_ ? normed_size() : 0) + expert_floats();
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
   const size_t weights = weight_bytes(decoder);
   const size_t allowed = (weights + std::max(weights, kLargeWeights) - kLargeWeights) / kPassShare;
@@ -191,6 +199,15 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
   pass_tokens_ = std::clamp(fitting / kPassStep * kPassStep, kPassStep, kLargestPass);
   queries_per_tile_ = std::max<size_t>(1, kTileQueries / (spec_.n_heads / spec_.n_kv_heads));
   next_item_.reset(new std::atomic<size_t>[spec_.n_layers]);
+}
+
+// What a pass takes for each token where there are experts: a wave has as many rows as a pass has tokens.
+size_t DecoderWorkspace::expert_floats() {
+  if (!spec_.n_experts) return 0;
+  experts_.router_stride = row_stride(spec_.n_experts);
+  experts_.inner_stride = row_stride(spec_.expert_size);
+  return experts_.router_stride + 3 * experts_.inner_stride + hidden_stride_ +
+         (experts_.reads_values ? spec_.hidden_size : 0);
 }
 
 void DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
@@ -317,6 +334,7 @@ void DecoderWorkspace::lay_out(size_t members) {
     lane.attention = lane.attention_memory.prepare(n, q, limbs, spec_.sub_norm ? normed : attended_);
     lane.inner = lane.inner_memory.prepare(n, spec_.intermediate_size, limbs, inner);
   }
+  if (spec_.n_experts) experts_.lay_out(spec_, n, hidden_stride_, members, redundant_, pass_tokens_, lanes_);
   if (matmul_scratch_.size() < members) matmul_scratch_.resize(members);
   if (attention_scratch_.size() < members) attention_scratch_.resize(members);
   while (scorers_.size() < members) scorers_.push_back(std::make_unique<Sampler>(SamplerOptions()));

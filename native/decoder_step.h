@@ -48,6 +48,30 @@ struct Lane {
   FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
   ActivationBuffer hidden_memory, attention_memory, inner_memory, head_memory;
   Activations hidden, attention, inner, head;
+  // Of a sparse layer.
+  std::vector<uint32_t> chosen;  // [tokens][experts_per_token]
+  FloatBuffer shares;            // the same: weights of the chosen
+  FloatBuffer mixed;        // few tokens: [tokens][hidden_stride], the weighted sum of what experts return
+  FloatBuffer expert_rows;  // [pairs][expert_size] where some `down` reads floats, else one row per member
+  ActivationBuffer expert_memory;
+  Activations expert_inner;  // [pairs]
+};
+
+// Rows of the experts of a wave, pairs of a token and an expert: see decoder_experts.cc.
+struct ExpertMemory {
+  size_t router_stride = 0, inner_stride = 0;  // floats from one row to the next
+  bool reads_values = false;                   // some `gate` or `up` of an expert reads floats
+  bool inner_floats = false;                   // some `down` does
+  size_t rows = 0;                             // pairs of a wave, at most
+  FloatBuffer scores;                          // [tokens][router_stride]
+  FloatBuffer gate, up, down, values;          // [pairs]
+  ActivationBuffer gathered_memory;
+  Activations gathered;                    // [pairs], many tokens only
+  std::vector<ExpertPlan> plans;           // per member, all alike
+  std::vector<std::vector<Job>> jobs;      // per member
+  std::vector<std::vector<float>> copies;  // per member
+  void lay_out(const DecoderSpec& spec, size_t tokens, size_t hidden_stride, size_t members, bool redundant,
+               size_t most, std::vector<std::unique_ptr<Lane>>& lanes);
 };
 
 // Tokens of one sequence within a pass.
@@ -103,6 +127,7 @@ class DecoderWorkspace {
   void plan_pages();
   void plan_attention(size_t members);
   void lay_out(size_t members);
+  size_t expert_floats();
   size_t normed_size() const { return std::max(spec_.hidden_size, spec_.q_size()); }
 
   const Decoder& decoder_;
@@ -149,6 +174,7 @@ class DecoderWorkspace {
   float* from_attention_ = nullptr;  // [tokens][hidden], what a half adds to the stream
   float* from_mlp_ = nullptr;
   std::vector<LogitChunk> chunks_;
+  ExpertMemory experts_;
   std::vector<std::unique_ptr<Sampler>> scorers_;  // per member: finds the likeliest tokens beside scores
 };
 
@@ -173,6 +199,14 @@ class Walk {
                 const std::vector<float>& weight, float* out, const IntegerRow& integers);
   void attention_half(size_t layer);
   void mlp_half(const DecoderLayer& layer);
+  // decoder_experts.cc
+  void expert_half(const ExpertLayer& layer);
+  void expert_wave(const ExpertLayer& layer, const ExpertPlan& plan, size_t first, size_t last);
+  // Where the experts' sum goes, and what the MLP of `layer` has left: [tokens][hidden_stride].
+  float* expert_sum() const { return w_.redundant_ ? lane_.mixed.get() : w_.from_mlp_; }
+  const float* from_mlp(size_t layer) const {
+    return decoder_.layer(layer).sparse.experts.empty() ? w_.from_mlp_ : expert_sum();
+  }
   // decoder_pages.cc
   uint16_t* page_at(const Slice& slice, size_t page, size_t layer, size_t kv_head) const;
   void seal(size_t layer, const Slice& slice, size_t page, size_t kv_head);

@@ -188,6 +188,26 @@ Activations with_tables(const Product* products, size_t count, Activations a, si
   return a;
 }
 
+// Blocks [block, stop) of one product.
+void product_blocks(const Product& p, size_t block, size_t stop, const Activations& a,
+                    MatmulScratch& scratch) {
+  const CodeKernel kernel = code_kernel(*p.matrix, a.tokens);
+  if (a.tokens == 1 && kernel != CodeKernel::gemm) return one_token_product(p, block, stop, a, scratch);
+  if (takes_bits(*p.matrix, stop - block, a.tokens, a.limbs)) return bit_products(p, block, stop, a, scratch);
+  if (kernel == CodeKernel::few || kernel == CodeKernel::gemv)
+    return few_tokens_product(p, block, stop, a, kernel, scratch);
+  const size_t together = blocks_together(*p.matrix, a);
+  for (size_t n; block < stop; block += n) {
+    n = std::min(together, stop - block);
+    block_products(p, block, n, stop, a, scratch);
+  }
+}
+
+// What a block of a job costs, in tokens: decoding it, then multiplying.
+constexpr size_t kDecodeTokens = 8;
+
+size_t job_cost(const Job& job) { return kDecodeTokens + job.activations.tokens; }
+
 }  // namespace
 
 size_t Matrix::bytes() const {
@@ -271,128 +291,42 @@ void plain_products(const Member& member, const Product* products, size_t count,
   member.share(total, &begin, &end);
   for (size_t i = 0, base = 0; i < count && base < end; base += products[i++].matrix->blocks()) {
     const Product& p = products[i];
-    size_t block = begin > base ? begin - base : 0;
-    const size_t stop = std::min(p.matrix->blocks(), end - base);
-    const CodeKernel kernel = code_kernel(*p.matrix, a.tokens);
-    if (a.tokens == 1 && kernel != CodeKernel::gemm) {
-      one_token_product(p, block, stop, a, scratch);
-      continue;
-    }
-    if (takes_bits(*p.matrix, stop - block, a.tokens, a.limbs)) {
-      bit_products(p, block, stop, a, scratch);
-      continue;
-    }
-    if (kernel == CodeKernel::few || kernel == CodeKernel::gemv) {
-      few_tokens_product(p, block, stop, a, kernel, scratch);
-      continue;
-    }
-    const size_t together = blocks_together(*p.matrix, a);
-    for (size_t n; block < stop; block += n) {
-      n = std::min(together, stop - block);
-      block_products(p, block, n, stop, a, scratch);
-    }
+    const size_t block = begin > base ? begin - base : 0, stop = std::min(p.matrix->blocks(), end - base);
+    if (block < stop) product_blocks(p, block, stop, a, scratch);
   }
 }
 
-float number_at(Number type, const void* base, size_t index) {
-  uint32_t x;
-  switch (type) {
-    case Number::fp32:
-      return static_cast<const float*>(base)[index];
-    case Number::bf16:
-      x = static_cast<uint32_t>(static_cast<const uint16_t*>(base)[index]) << 16;
-      break;
-    case Number::e8m0:
-      x = static_cast<uint32_t>(static_cast<const uint8_t*>(base)[index]) << 23;
-      break;
-    case Number::e4m3: {
-      const int code = static_cast<const uint8_t*>(base)[index];
-      const int exponent = code >> 3 & 15, mantissa = code & 7;
-      const float magnitude = exponent ? std::ldexp(8.0f + mantissa, exponent - 10)
-                                       : std::ldexp(static_cast<float>(mantissa), -9);
-      return code & 128 ? -magnitude : magnitude;
+void plain_jobs(const Member& member, const Job* jobs, size_t count, MatmulScratch& scratch) {
+  size_t total = 0, begin, end;
+  for (size_t i = 0; i < count; ++i) total += job_cost(jobs[i]) * jobs[i].product.matrix->blocks();
+  member.share(total, &begin, &end);
+  std::vector<Product> same;  // of this member's jobs, those that read one row of activations
+  Activations tabled;
+  for (size_t i = 0, base = 0; i < count && base < end; ++i) {
+    const Job& job = jobs[i];
+    const size_t cost = job_cost(job), blocks = job.product.matrix->blocks(), first = base;
+    base += cost * blocks;
+    if (base <= begin) continue;
+    const size_t block = begin > first ? (begin - first + cost - 1) / cost : 0;
+    const size_t stop = std::min(blocks, (end - first + cost - 1) / cost);
+    if (block >= stop) continue;
+    if (job.activations.tokens != 1) {
+      product_blocks(job.product, block, stop, job.activations, scratch);
+      continue;
     }
-    default: {
-      const uint16_t h = static_cast<const uint16_t*>(base)[index];
-      const int exponent = h >> 10 & 31, mantissa = h & 1023;
-      float magnitude = exponent ? std::ldexp(1024.0f + mantissa, exponent - 25)
-                                 : std::ldexp(static_cast<float>(mantissa), -24);
-      if (exponent == 31) magnitude = mantissa ? NAN : INFINITY;
-      return h & 0x8000 ? -magnitude : magnitude;
-    }
-  }
-  float f;
-  std::memcpy(&f, &x, 4);
-  return f;
-}
-
-// The code of input k of a row of a tile; `codes` points at the tile in the block's first chunk or vector.
-size_t code_at(const CodeTerm& t, const uint8_t* codes, size_t row, size_t k) {
-  const size_t byte = 4 * row + k % 4;
-  if (t.base3) {
-    const size_t step = k / 4;
-    return trits_of(codes[step / kTritSteps * 128 + byte]).codes[step % kTritSteps];
-  }
-  // Step s of an n-bit plane lies in vector s * n / 8.
-  const size_t bits = static_cast<size_t>(t.bits), step = k % kChunk / 4;
-  const uint8_t* p = codes + k / kChunk * 2 * 64 * bits + byte;
-  size_t code = 0, position = 0;
-  for (size_t width = 8; width; width /= 2) {
-    if (!(bits & width)) continue;
-    const size_t per_vector = 8 / width;
-    code |= (p[64 * (step / per_vector)] >> (step % per_vector * width) & ((1u << width) - 1)) << position;
-    position += width;
-    p += 64 * width;
-  }
-  return code;
-}
-
-void dequantize_row(const Matrix& m, size_t row, float* out) {
-  const size_t block = row / kBlockRows, lane = row % kBlockRows, tile = lane / kTileRows;
-  std::memset(out, 0, m.in_features * sizeof(float));
-  for (const CodeTerm& t : m.codes) {
-    const uint8_t* codes = t.codes + block * code_block_bytes(t, m.chunks()) +
-                           tile * 64 * (t.base3 ? 1 : static_cast<size_t>(t.bits));
-    float scale = 0, zero = 0, offset = 0;
-    size_t table = 0;
-    for (size_t k = 0; k < m.in_features; ++k) {
-      if (k % t.group_size == 0) {
-        const size_t index = (block * t.groups + k / t.group_size) * kBlockRows + lane;
-        scale = number_at(t.scale_type, t.scales, index) * t.unit;
-        zero = t.zero_points ? t.zero_points[index] : 0;
-        offset = t.offsets ? number_at(t.offset_type, t.offsets, index) : 0;
-        table = t.selectors ? 16u * t.selectors[index] : 0;
+    if (same.empty() || tabled.high != job.activations.high) {
+      same.clear();
+      size_t reached = first;
+      for (size_t k = i; k < count && reached < end && jobs[k].activations.tokens == 1 &&
+                         jobs[k].activations.high == job.activations.high;
+           ++k) {
+        same.push_back(jobs[k].product);
+        reached += job_cost(jobs[k]) * jobs[k].product.matrix->blocks();
       }
-      const size_t code = code_at(t, codes, lane % kTileRows, k);
-      float level;
-      if (t.map == Map::linear)
-        level = static_cast<float>(t.step * static_cast<int32_t>(code) + t.base);
-      else if (t.map == Map::table1)
-        level = static_cast<float>(t.high[table + code] - 128);
-      else
-        level = static_cast<float>(kLimbBase * (t.high[table + code] - 128) + (t.low[table + code] - 128));
-      if (t.multipliers) {
-        const size_t group = block * t.multiplier_groups + k / t.multiplier_size;
-        const uint8_t pair = t.multipliers[group * kTileRows + lane % kTileRows];
-        level *= static_cast<float>(tile ? pair >> 4 : pair & 15);
-      }
-      out[k] += scale * (level - zero) + offset;
+      tabled = with_tables(same.data(), same.size(), job.activations, member.count);
     }
+    product_blocks(job.product, block, stop, tabled, scratch);
   }
-  add_sparse_row(m, row, out);
-  for (uint32_t column : m.excluded) out[column] = 0;
-  for (const FloatTerm& t : m.floats) {
-    if (!t.values) {
-      static thread_local std::vector<uint16_t> coded;
-      coded.resize(m.in_features);
-      entropy_row(t.entropy, m.in_features, row, coded.data());
-      for (size_t k = 0; k < m.in_features; ++k) out[k] += number_at(t.type, coded.data(), k);
-      continue;
-    }
-    for (size_t k = 0; k < m.in_features; ++k)
-      out[k] += number_at(t.type, t.values, (block * m.in_features + k) * kBlockRows + lane);
-  }
-  add_side_row(m, row, out);
 }
 
 }  // namespace lowbit

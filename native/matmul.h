@@ -37,6 +37,15 @@ void matmul(const Member& member, const Product* products, size_t count, const A
 void plain_products(const Member& member, const Product* products, size_t count, const Activations& a,
                     MatmulScratch& scratch);
 
+// Products that each read activations of their own, of as many inputs: the experts of a layer. Shared out
+// over the team by what they cost, otherwise as matmul().
+struct Job {
+  Product product;
+  Activations activations;
+};
+void matmul(const Member& member, const Job* jobs, size_t count, MatmulScratch& scratch);
+void plain_jobs(const Member& member, const Job* jobs, size_t count, MatmulScratch& scratch);
+
 class MatmulScratch {
  public:
   uint8_t* get(size_t bytes);  // 64-byte aligned

@@ -328,4 +328,15 @@ void matmul(const Member& member, const Product* products, size_t count, const A
   products_with_sides(member, products, count, a, scratch);
 }
 
+void matmul(const Member& member, const Job* jobs, size_t count, MatmulScratch& scratch) {
+  bool plain = true;
+  for (size_t i = 0; i < count; ++i) {
+    const Matrix& m = *jobs[i].product.matrix;
+    plain = plain && !m.has_side_terms() && !needs_rounding(jobs[i].activations, m);
+  }
+  if (plain) return plain_jobs(member, jobs, count, scratch);
+  // Barriers inside: the team takes one after the other.
+  for (size_t i = 0; i < count; ++i) matmul(member, &jobs[i].product, 1, jobs[i].activations, scratch);
+}
+
 }  // namespace lowbit
