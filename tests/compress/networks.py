@@ -11,7 +11,7 @@ from lowbit.quantize.statistics import Statistics
 
 from ..model import tiny_models
 
-CASES = tiny_models.PLAIN_CASES
+CASES = list(tiny_models.CASES)
 
 
 @cache

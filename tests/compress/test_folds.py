@@ -19,10 +19,11 @@ MATRICES = [f"self_attn.{n}_proj" for n in "qkvo"] + [f"mlp.{n}_proj" for n in (
 
 def seen(weights):
     """Statistics of every group of a layer, of made inputs."""
-    leaders = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
+    leaders = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
     return {
         name: networks.statistics(networks.inputs(weights[f"{name}.weight"].shape[1], seed=i))
         for i, name in enumerate(leaders)
+        if f"{name}.weight" in weights
     }
 
 
@@ -49,9 +50,24 @@ def test_the_function_stays(name, case, monkeypatch):
     tokens = networks.tiny_models.token_ids(20)
     before = reference_logits(config, weights, tokens)
     factors = fold_last(name, config, weights)
+    assert {group.leader for group in groups(config)} <= set(factors)
     assert all(s.max() / s.min() > 1.2 for s in factors.values())  # something was moved, in every group
     after = reference_logits(config, weights, tokens)
     np.testing.assert_allclose(after, before, atol=2e-5 * np.abs(before).max(), rtol=0)
+
+
+def test_what_can_move_in_each_family():
+    """GELU and norms of outputs let less move; ReLU without a gate lets all."""
+
+    def leaders(case):
+        return {group.leader.rpartition(".")[2] for group in groups(networks.network(case)[0])}
+
+    everything = {"q_proj", "o_proj", "gate_proj", "down_proj"}
+    for case in ("llama", "gemma2", "gemma3", "phi3", "bitnet"):
+        assert leaders(case) == everything
+    assert leaders("olmo2") == {"o_proj", "down_proj"}
+    assert leaders("gpt2") == leaders("neox") == leaders("opt-no-biases") == {"q_proj", "o_proj", "up_proj"}
+    assert leaders("opt") == {"q_proj", "o_proj", "up_proj", "down_proj"}
 
 
 @pytest.mark.parametrize("name", FOLDS)

@@ -22,7 +22,7 @@ from ..compress import networks  # noqa: E402
 from . import tiny_models  # noqa: E402
 
 
-@pytest.fixture(scope="module", params=tiny_models.PLAIN_CASES, ids=str)
+@pytest.fixture(scope="module", params=tiny_models.CASES, ids=str)
 def saved(request, tmp_path_factory):
     model = tiny_models.build(tiny_models.CASES[request.param])
     return model, tiny_models.save(model, tmp_path_factory.mktemp(request.param))

@@ -1,6 +1,7 @@
 """The files of a model directory beside its weights: config.json, generation_config.json, the tokenizer."""
 
 import json
+import math
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ def write_description(checkpoint: Checkpoint, folder: Path, quantization: dict[s
         if checkpoint.config.rope.kind == "factors":
             scaling = _rope_scaling(checkpoint.config) or {}
             config["rope_scaling"] = {"rope_theta": checkpoint.config.rope.theta, **scaling}
+            config["rope_scaling"] |= _rotated_share(checkpoint.config)
     write_json(folder / "config.json", config | {"quantization_config": quantization})
     if checkpoint.kind != "gguf" and (checkpoint.path / "tokenizer.json").is_file():
         for name in _TOKENIZER_FILES:
@@ -95,6 +97,17 @@ def transformers_fields(config: ModelConfig) -> dict[str, Any]:
             f"changing {changed}; start from the transformers directory of the model"
         )
     return fields
+
+
+def _rotated_share(config: ModelConfig) -> dict[str, float]:
+    """partial_rotary_factor of a family that has one."""
+    if FAMILIES[config.family].rotary != "partial":
+        return {}
+    rotary_dim, head_dim = config.rope.rotary_dim, config.head_dim
+    share = rotary_dim / head_dim
+    if int(head_dim * share) != rotary_dim:
+        share = math.nextafter(share, 1.0)
+    return {"partial_rotary_factor": share}
 
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any] | None:
