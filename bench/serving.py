@@ -18,7 +18,8 @@ import process
 from context import Bench
 from lowbit.measure import load
 from lowbit.measure.load_client import Answer, Endpoint, ask
-from lowbit.measure.load_plan import Prompts, Request
+from lowbit.measure.load_plan import Prompts
+from lowbit.plan.trace import Request
 from peers import llama_server
 from peers.llama_server import Server
 

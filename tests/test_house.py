@@ -26,7 +26,7 @@ ROOMS = {
     "engine": {"model", "kernels", "packed", "formats"},
     "server": {"engine", "model", "kernels", "packed", "formats"},
     "interop": {"quantize", "model", "kernels", "packed", "formats"},
-    "plan": {"model", "packed", "formats"},
+    "plan": {"engine", "model", "packed", "formats"},
     "measure": {"plan", "quantize", "engine", "model", "kernels", "packed", "formats"},
 }
 ROOMS["cli"] = {*ROOMS}

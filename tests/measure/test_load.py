@@ -14,7 +14,9 @@ from lowbit.cli import main
 from lowbit.errors import RequestError
 from lowbit.measure import load, load_client, load_plan
 from lowbit.measure.load_client import Answer, Endpoint
-from lowbit.measure.load_plan import Prompts, Request, Span
+from lowbit.measure.load_plan import Prompts, Span
+from lowbit.plan import trace
+from lowbit.plan.trace import Request
 
 _SPEC = importlib.util.spec_from_file_location("stand_in", Path(__file__).with_name("stand_in.py"))
 stand_in = importlib.util.module_from_spec(_SPEC)
@@ -184,11 +186,11 @@ def test_traces_are_read_and_scaled(tmp_path):
     azure, mooncake = tmp_path / "azure.csv", tmp_path / "mooncake.jsonl"
     azure.write_text(AZURE)
     mooncake.write_text("\n".join(map(json.dumps, MOONCAKE)))
-    requests, left_out = load_plan.replay(azure, scale=10, lengths=0.5, longest=1000)
+    requests, left_out = trace.replay(azure, scale=10, lengths=0.5, longest=1000)
     assert left_out == 1 and requests[0] == Request(187, 22, 0.0)
     assert requests[1].at_seconds == pytest.approx(6.0) and requests[1].answer_tokens == 8
-    assert load_plan.replay(azure, count=1) == ([Request(374, 44)], 0)
-    assert load_plan.replay(mooncake)[0] == [Request(900, 8, 0.0, (0, 1)), Request(1200, 9, 0.5, (0, 1, 7))]
+    assert trace.replay(azure, count=1) == ([Request(374, 44)], 0)
+    assert trace.replay(mooncake)[0] == [Request(900, 8, 0.0, (0, 1)), Request(1200, 9, 0.5, (0, 1, 7))]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "trace"
     path.write_text(text)
     with pytest.raises(RequestError, match="trace"):
-        load_plan.replay(path)
+        trace.replay(path)
 
 
 def test_prompts_share_what_the_plan_says():

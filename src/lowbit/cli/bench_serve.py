@@ -99,11 +99,12 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
 def _requests(args: argparse.Namespace) -> tuple[list[Any], int]:
     from lowbit.measure import load_plan
+    from lowbit.plan import trace
 
     if sum(value is not None for value in (args.concurrency, args.rate, args.trace)) > 1:
         raise RequestError("bench serve: --concurrency, --rate and --trace exclude one another; give one")
     if args.trace is not None:
-        return load_plan.replay(
+        return trace.replay(
             args.trace, scale=args.scale, lengths=args.length_scale, longest=args.longest, count=args.requests
         )
     lengths = [load_plan.Span.parse(text) for text in (args.prompt_tokens, args.answer_tokens)]

@@ -22,7 +22,8 @@ import numpy as np
 
 from lowbit.errors import RequestError
 from lowbit.measure.load_client import Answer, Endpoint, ask, get
-from lowbit.measure.load_plan import Prompts, Request
+from lowbit.measure.load_plan import Prompts
+from lowbit.plan.trace import Request
 
 PERCENTILES = (50, 95, 99)
 TRIAL_WORDS = (8, 40)  # lengths of the two prompts that tell how many tokens a word is
