@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
 from lowbit.model.arena import Arena
 from lowbit.model.config import ModelConfig, from_transformers
-from lowbit.model.gguf_config import (
-    ROPE_FACTORS,
-    architecture_of,
-    canonical_name,
-    transformers_config,
-    unpermuted_rows,
-)
+from lowbit.model.gguf_config import architecture_of, transformers_config
 from lowbit.model.gguf_file import GGUFFile, GGUFTensor
 from lowbit.model.gguf_matrix import matrix_from_gguf
+from lowbit.model.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, is_shifted_norm
 from lowbit.model.gguf_types import TENSOR_TYPES, TensorType, check_readable, decode
+from lowbit.model.sources import Source, sources
 from lowbit.model.tokenizer import Tokenizer
 from lowbit.packed import PackedMatrix
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING = "token_embd.weight"
 _MAX_ROPE_FACTORS = 1 << 11
 
 
@@ -38,55 +35,63 @@ class GGUFCheckpoint:
         self._file = GGUFFile(path)
         self._arena = Arena()
         try:
-            self._permuted = architecture_of(self._file.metadata, str(path)).permuted
-            self._tensors = self._canonical_tensors()
+            self._architecture = architecture_of(self._file.metadata, str(path))
         except BaseException:
             self.close()
             raise
 
     @cached_property
     def config(self) -> ModelConfig:
-        embedding = self._tensors.get(EMBEDDING)
+        embedding = self._file.tensors.get(_EMBEDDING)
         if embedding is None or len(embedding.shape) != 2:
             raise CheckpointError(
-                f"open {self.path}: token_embd.weight is missing; this file holds no whole model"
+                f"open {self.path}: {_EMBEDDING} is missing; this file holds no whole model"
             )
         fields = transformers_config(
             self._file.metadata,
             str(self.path),
             vocab_size=embedding.shape[0],
-            tied=HEAD not in self._tensors,
-            attention_bias="model.layers.0.self_attn.q_proj.bias" in self._tensors,
-            mlp_bias="model.layers.0.mlp.gate_proj.bias" in self._tensors,
-            rope_factors=self._rope_factors(),
+            tensors=self._file.tensors.keys(),
+            vectors=self._rope_factors(),
         )
         return from_transformers(fields, where=str(self.path))
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the file says, key by key."""
+        return self._file.metadata
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor, or that in which it lies."""
+        return self._tensor(name)[0].name
+
     def names(self) -> list[str]:
-        return list(self._tensors)
+        return list(self._sources)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensor(name).shape
+        tensor, source = self._tensor(name)
+        return source.shape(tensor.shape)
 
     def dtype(self, name: str) -> str:
-        return TENSOR_TYPES[self._tensor(name).type].name
+        return TENSOR_TYPES[self._tensor(name)[0].type].name
 
     def read(self, name: str) -> np.ndarray:
-        tensor = self._tensor(name)
-        values = decode(self._file.data(tensor.name), self._type(tensor)).reshape(tensor.shape)
+        tensor, source = self._tensor(name)
+        raw, shape, order = self._part(name, tensor, source)
+        values = decode(raw, self._type(tensor)).reshape(shape)
         self._file.forget(tensor.name)
-        order = self._row_order(name, tensor)
+        if self._architecture.norm_shift and is_shifted_norm(name):
+            values = values - np.float32(self._architecture.norm_shift)
         return values if order is None else values[order]
 
     def matrix(self, name: str) -> PackedMatrix:
-        tensor = self._tensor(name)
-        if len(tensor.shape) != 2:
+        tensor, source = self._tensor(name)
+        raw, shape, order = self._part(name, tensor, source)
+        if len(shape) != 2:
             raise CheckpointError(
-                f"load {self.path}: {name} has shape {list(tensor.shape)}; a matrix has two dimensions"
+                f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
             )
-        rows, columns = tensor.shape
-        raw, order = self._file.data(tensor.name), self._row_order(name, tensor)
-        matrix = matrix_from_gguf(raw, self._type(tensor), rows, columns, order, self._arena)
+        matrix = matrix_from_gguf(raw, self._type(tensor), *shape, order, self._arena)
         self._file.forget(tensor.name)
         return matrix
 
@@ -106,60 +111,72 @@ class GGUFCheckpoint:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _canonical_tensors(self) -> dict[str, GGUFTensor]:
-        tensors: dict[str, GGUFTensor] = {}
-        unknown = []
-        for name, tensor in self._file.tensors.items():
-            canonical = canonical_name(name)
-            if canonical is not None:
-                tensors[canonical] = tensor
-            elif name != ROPE_FACTORS:
-                unknown.append(name)
+    @cached_property
+    def _sources(self) -> dict[str, Source]:
+        found = sources(self.config, self._file.tensors, self._architecture.names)
+        unknown = [name for name, source in found.items() if name == source.stored]
         if unknown:
             listed = ", ".join(unknown[:5])
             raise UnsupportedError(
                 f"open {self.path}: {len(unknown)} tensors have no place in this network: {listed}; lowbit "
                 "does not leave weights out silently"
             )
-        return tensors
+        return found
 
-    def _tensor(self, name: str) -> GGUFTensor:
-        tensor = self._tensors.get(name)
-        if tensor is None:
+    def _tensor(self, name: str) -> tuple[GGUFTensor, Source]:
+        source = self._sources.get(name)
+        if source is None:
             raise CheckpointError(
-                f"read {self.path}: no tensor {name!r}; it has {len(self._tensors)} tensors"
+                f"read {self.path}: no tensor {name!r}; it has {len(self._sources)} tensors"
             )
-        return tensor
+        return self._file.tensors[source.stored], source
+
+    def _part(
+        self, name: str, tensor: GGUFTensor, source: Source
+    ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray | None]:
+        """(its bytes in the file, its shape, the order in which its rows are read or None).
+
+        Blocks lie within rows, so an expert, or some rows, of a tensor are a piece of its bytes."""
+        raw, shape = self._file.data(tensor.name), tensor.shape
+        if source.whole:
+            return raw, shape, None
+        wanted = source.shape(shape)
+        rows = int(np.prod(shape[: 2 if source.expert is not None else 1]))
+        if not wanted or len(wanted) > 2 or not rows or raw.nbytes % rows:
+            raise CheckpointError(
+                f"read {self.path}: {name} is a part of {tensor.name}, whose shape {list(shape)} has no such "
+                "part; it is damaged"
+            )
+        lines = raw.reshape(rows, -1)
+        if source.expert is not None:
+            lines = lines.reshape(shape[0], -1, lines.shape[1])[source.expert]
+        if isinstance(source.rows, slice):
+            return lines[source.rows].reshape(-1), wanted, None
+        if source.rows is not None and (len(source.rows) != wanted[0] or source.rows.max() >= len(lines)):
+            raise CheckpointError(
+                f"read {self.path}: {name} has {len(lines)} rows, not the {len(source.rows)} of its heads; "
+                "it is damaged"
+            )
+        if source.rows is None or len(source.rows) == len(lines):
+            return lines.reshape(-1), wanted, source.rows
+        first = int(source.rows.min())
+        return lines[first : first + wanted[0]].reshape(-1), wanted, source.rows - first
 
     def _type(self, tensor: GGUFTensor) -> TensorType:
         kind = TENSOR_TYPES[tensor.type]
         check_readable(kind, f"read {self.path}: tensor {tensor.name!r}")
         return kind
 
-    def _rope_factors(self) -> np.ndarray | None:
-        tensor = self._file.tensors.get(ROPE_FACTORS)
-        if tensor is None:
-            return None
-        if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
-            raise CheckpointError(
-                f"open {self.path}: {ROPE_FACTORS} has shape {list(tensor.shape)}, not [head_dim / 2]"
-            )
-        return decode(self._file.data(ROPE_FACTORS), self._type(tensor))
-
-    def _row_order(self, name: str, tensor: GGUFTensor) -> np.ndarray | None:
-        """How to read the rows of a query or key projection, None for every other tensor."""
-        if not self._permuted:
-            return None
-        stem = name.rpartition(".")[0]
-        if stem.endswith("self_attn.q_proj"):
-            heads = self.config.n_heads
-        elif stem.endswith("self_attn.k_proj"):
-            heads = self.config.n_kv_heads
-        else:
-            return None
-        rows = tensor.shape[0]
-        if rows % (2 * heads):
-            raise CheckpointError(
-                f"read {self.path}: {name} has {rows} rows, not a multiple of 2 x {heads}; it is damaged"
-            )
-        return unpermuted_rows(rows, heads)
+    def _rope_factors(self) -> dict[str, np.ndarray]:
+        """The vectors by which rotation speeds are divided, by name."""
+        found = {}
+        for name in (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS):
+            tensor = self._file.tensors.get(name)
+            if tensor is None:
+                continue
+            if len(tensor.shape) != 1 or tensor.shape[0] > _MAX_ROPE_FACTORS:
+                raise CheckpointError(
+                    f"open {self.path}: {name} has shape {list(tensor.shape)}, not [head_dim / 2]"
+                )
+            found[name] = decode(self._file.data(name), self._type(tensor))
+        return found

@@ -1,64 +1,43 @@
-"""What a GGUF file calls things: tensor names and metadata keys, in transformers' words.
+"""The metadata of a GGUF file as a config.json in transformers' words.
 
 Everything here is tables; the code only follows them. A key of the architecture that no table knows is
 refused unless its value is neutral, for it may change what the network computes.
-Source: gguf-py's constants and llama.cpp's converter, whose permutation of query and key rows is undone.
+Source: gguf-py's constants, llama.cpp's converter and, for what files leave unsaid, its loader.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
+from lowbit.model.families import FAMILIES
+from lowbit.model.gguf_names import (
+    ARCHITECTURES,
+    GLOBAL_TENSORS,
+    LAYER_TENSORS,
+    LONG_FACTORS,
+    ROPE_FACTORS,
+    SHORT_FACTORS,
+    Architecture,
+)
 from lowbit.model.gguf_tokenizer import gguf_eos_ids
+from lowbit.model.sources import unpermuted_rows
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """model_type: the family in transformers' words. permuted: the rows of query and key heads are stored
-    in llama.cpp's order of rotated pairs. extra: fields that the metadata leaves unsaid."""
-
-    model_type: str
-    permuted: bool
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", permuted=True),
-    "qwen2": Architecture("qwen2", permuted=False),
-    "qwen3": Architecture("qwen3", permuted=False),
-    "smollm3": Architecture("smollm3", permuted=True, extra={"no_rope_layer_interval": 4}),
-    "bitnet": Architecture("bitnet", permuted=False, extra={"hidden_act": "silu"}),
-}
-
-# Tensor name without its suffix -> canonical name without its suffix.
-GLOBAL_TENSORS = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-}
-LAYER_TENSORS = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_sub_norm": "self_attn.attn_sub_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_sub_norm": "mlp.ffn_sub_norm",
-}
-ROPE_FACTORS = "rope_freqs.weight"  # divisors of the rotation speeds (llama3 scaling)
+__all__ = [
+    "ARCHITECTURES",
+    "FIELDS",
+    "GLOBAL_TENSORS",
+    "LAYER_TENSORS",
+    "ROPE_FACTORS",
+    "architecture_of",
+    "rotated_share",
+    "transformers_config",
+    "unpermuted_rows",
+]
 
 # Metadata key behind "<architecture>." -> config.json key.
 FIELDS = {
@@ -68,9 +47,17 @@ FIELDS = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "rms_norm_eps",
     "attention.key_length": "head_dim",
     "context_length": "max_position_embeddings",
     "rope.freq_base": "rope_theta",
+    "rope.freq_base_swa": "rope_local_base_freq",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "use_parallel_residual": "use_parallel_residual",
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
 }
 # Keys that are read by name below, or say nothing about the function from tokens to logits.
 KNOWN = frozenset(
@@ -78,6 +65,7 @@ KNOWN = frozenset(
         "vocab_size",
         "attention.value_length",
         "attention.sliding_window",
+        "attention.sliding_window_pattern",
         "rope.dimension_count",
         "rope.scaling.type",
         "rope.scaling.factor",
@@ -93,27 +81,7 @@ KNOWN = frozenset(
     )
 )
 NEUTRAL: tuple[Any, ...] = (0, 1, "", "Meta AI original pth")
-_LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.([a-z0-9_]+)\.(weight|bias)")
-_GLOBAL = re.compile(r"([a-z0-9_]+)\.(weight|bias)")
-
-
-def canonical_name(name: str) -> str | None:
-    """The canonical name of a GGUF tensor, None for one that no table knows."""
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in LAYER_TENSORS:
-        return f"model.layers.{match[1]}.{LAYER_TENSORS[match[2]]}.{match[3]}"
-    match = _GLOBAL.fullmatch(name)
-    if match and match[1] in GLOBAL_TENSORS:
-        return f"{GLOBAL_TENSORS[match[1]]}.{match[2]}"
-    return None
-
-
-def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
-    """The row of the file that holds each row of the transformers order, int64 [rows].
-
-    The converter stores head-wise (half 0, half 1) pairs interleaved: row 2 j + t of a head is row
-    t * head_dim / 2 + j in transformers."""
-    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+_MAX_LAYERS = 1 << 12
 
 
 def architecture_of(metadata: Mapping[str, Any], path: str) -> Architecture:
@@ -130,47 +98,98 @@ def transformers_config(
     metadata: Mapping[str, Any],
     path: str,
     vocab_size: int,
-    tied: bool,
-    attention_bias: bool,
-    mlp_bias: bool,
-    rope_factors: np.ndarray | None,
+    tensors: Collection[str],
+    vectors: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
     """The metadata as a config.json.
 
-    vocab_size: rows of the embedding; tied: no output head is stored; attention_bias, mlp_bias: biases are
-    stored; rope_factors: the tensor `rope_freqs.weight`, float32 [head_dim / 2], or None.
+    vocab_size: rows of the embedding; tensors: names of all tensors in the file; vectors: float32, those of
+    the rotation factors that the file has (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
     """
     architecture = architecture_of(metadata, path)
     prefix = metadata["general.architecture"] + "."
     given = {key[len(prefix) :]: value for key, value in metadata.items() if key.startswith(prefix)}
     _refuse_unknown(given, prefix, path)
+    model_type = _model_type(architecture, given)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        raise UnsupportedError(f"open {path}: lowbit does not run {model_type} networks")
 
     config: dict[str, Any] = {
-        "model_type": architecture.model_type,
+        "model_type": model_type,
         "hidden_act": "silu",
         "vocab_size": vocab_size,
-        "tie_word_embeddings": tied,
+        "tie_word_embeddings": "output.weight" not in tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": list(gguf_eos_ids(metadata)),
     }
     for key, name in FIELDS.items():
         if key in given:
             config[name] = _scalar(given[key], prefix + key, path)
-    config.setdefault("rope_theta", 10000.0)
-    if architecture.model_type in ("llama", "smollm3", "qwen3", "bitnet"):
-        config["attention_bias"] = attention_bias
-    if architecture.model_type in ("llama", "smollm3"):
-        config["mlp_bias"] = mlp_bias
-    window = given.get("attention.sliding_window", 0)
-    if window:
-        if architecture.model_type != "llama":
+    if "expert_count" in given and not config["num_local_experts"]:
+        for name in ("num_local_experts", "num_experts_per_tok"):
+            config.pop(name, None)
+    if family.attention_bias == "field":
+        config["attention_bias"] = any(f"blk.0.{name}.bias" in tensors for name in ("attn_q", "attn_qkv"))
+    if family.mlp_bias == "field":
+        config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
+    _set_windows(config, architecture, given, prefix, path)
+    _set_head(config, given, prefix, path, partial=family.rotary == "partial")
+    if family.positions == "rope":
+        config.setdefault("rope_theta", 10000.0)
+        config["rope_scaling"] = _rope_scaling(given, prefix, path, vectors)
+    if family.attention_scale == "query_pre_attn_scalar":
+        other = config.get("num_hidden_layers") == architecture.scale_of
+        config["query_pre_attn_scalar"] = (
+            config["hidden_size"] // config["num_attention_heads"] if other else config["head_dim"]
+        )
+    config |= dict(architecture.fields)
+    return {family.names.get(key, key): value for key, value in config.items()}
+
+
+def _model_type(architecture: Architecture, given: Mapping[str, Any]) -> str:
+    if given.get("expert_count", 0) and architecture.experts is not None:
+        return architecture.experts
+    if given.get("attention.sliding_window", 0) and architecture.family == "llama":
+        return "mistral"
+    return architecture.family
+
+
+def _set_windows(
+    config: dict[str, Any], architecture: Architecture, given: Mapping[str, Any], prefix: str, path: str
+) -> None:
+    """sliding_window, and layer_types where only some layers have it."""
+    window = given.get("attention.sliding_window", 4096 if architecture.family == "gemma2" else 0)
+    pattern = given.get("attention.sliding_window_pattern", architecture.window_pattern)
+    layers = config.get("num_hidden_layers", 0)
+    if not isinstance(window, int) or isinstance(window, bool) or not isinstance(layers, int):
+        raise CheckpointError(f"open {path}: {prefix}attention.sliding_window={window!r} is not a number")
+    if not window:
+        if architecture.window_pattern:
+            config |= {"sliding_window": 1, "layer_types": ["full_attention"] * min(layers, _MAX_LAYERS)}
+        return
+    if isinstance(pattern, np.ndarray) and pattern.ndim == 1 and len(pattern) == layers:
+        slides = [bool(value) for value in pattern]
+    elif not isinstance(pattern, int) or isinstance(pattern, bool) or not 0 <= pattern <= _MAX_LAYERS:
+        raise UnsupportedError(
+            f"open {path}: {prefix}attention.sliding_window_pattern={str(pattern)[:60]}; lowbit reads one "
+            "number, or one flag for each layer"
+        )
+    else:
+        slides = [
+            bool((layer + 1) % pattern) if pattern else True for layer in range(min(layers, _MAX_LAYERS))
+        ]
+    if not any(slides):
+        window = 0
+    if architecture.window_pattern:
+        kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+        config |= {"sliding_window": window or 1, "layer_types": kinds}
+    elif window:
+        if architecture.family not in ("llama", "phi3") or not all(slides):
             raise UnsupportedError(
                 f"open {path}: {prefix}attention.sliding_window={window}, which layers use it is not known"
             )
-        config |= {"model_type": "mistral", "sliding_window": window}
-    _set_head(config, given, prefix, path)
-    config["rope_scaling"] = _rope_scaling(given, prefix, path, rope_factors)
-    return config | dict(architecture.extra)
+        config["sliding_window"] = window
 
 
 def _refuse_unknown(given: Mapping[str, Any], prefix: str, path: str) -> None:
@@ -196,38 +215,64 @@ def _scalar(value: Any, key: str, path: str) -> Any:
     return value
 
 
-def _set_head(config: dict[str, Any], given: Mapping[str, Any], prefix: str, path: str) -> None:
-    """Say how wide a head is; keys, values and the rotated part must all be."""
+def _set_head(
+    config: dict[str, Any], given: Mapping[str, Any], prefix: str, path: str, partial: bool
+) -> None:
+    """Say how wide a head is; keys and values must be, and the rotated part unless it may be `partial`."""
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
     if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1:
         raise CheckpointError(
             f"open {path}: {prefix}attention.head_count or embedding_length is missing; convert again"
         )
     head_dim = config.setdefault("head_dim", hidden // heads)
-    for key in ("attention.value_length", "rope.dimension_count"):
+    rotated = given.get("rope.dimension_count", head_dim)
+    if partial and isinstance(rotated, int) and isinstance(head_dim, int) and 0 < rotated <= head_dim:
+        config["partial_rotary_factor"] = rotated_share(rotated, head_dim)
+    else:
+        partial = False
+    for key in ("attention.value_length", *(() if partial else ("rope.dimension_count",))):
         if given.get(key, head_dim) != head_dim:
             raise UnsupportedError(
                 f"open {path}: {prefix}{key}={given[key]} with heads of {head_dim}; lowbit runs equal sizes"
             )
 
 
+def rotated_share(rotary_dim: int, head_dim: int) -> float:
+    """The partial_rotary_factor whose product with head_dim, cut to an integer, is rotary_dim."""
+    share = rotary_dim / head_dim
+    return share if int(head_dim * share) == rotary_dim else math.nextafter(share, 1.0)
+
+
 def _rope_scaling(
-    given: Mapping[str, Any], prefix: str, path: str, rope_factors: np.ndarray | None
+    given: Mapping[str, Any], prefix: str, path: str, vectors: Mapping[str, np.ndarray]
 ) -> dict[str, Any] | None:
     """The `rope_scaling` of config.json, None without scaling."""
     kind = given.get("rope.scaling.type", "linear" if "rope.scale_linear" in given else "none")
     factor = given.get("rope.scaling.factor", given.get("rope.scale_linear", 1.0))
-    if kind not in ("none", "linear", "yarn"):
+    if kind not in ("none", "linear", "yarn", "longrope"):
         raise UnsupportedError(
-            f"open {path}: {prefix}rope.scaling.type={kind!r}; lowbit runs none, linear and yarn"
+            f"open {path}: {prefix}rope.scaling.type={kind!r}; lowbit runs none, linear, yarn and longrope"
+        )
+    factors = {name: [float(value) for value in vector] for name, vector in vectors.items()}
+    if SHORT_FACTORS in factors and LONG_FACTORS in factors:
+        return {
+            "rope_type": "longrope",
+            "short_factor": factors[SHORT_FACTORS],
+            "long_factor": factors[LONG_FACTORS],
+            "original_max_position_embeddings": given.get("rope.scaling.original_context_length"),
+            "attention_factor": given.get("rope.scaling.attn_factor", 1.0),
+        }
+    if kind == "longrope" or SHORT_FACTORS in factors or LONG_FACTORS in factors:
+        raise CheckpointError(
+            f"open {path}: longrope needs {SHORT_FACTORS} and {LONG_FACTORS}; the file is incomplete"
         )
     scaled = kind == "yarn" or (kind == "linear" and factor != 1.0)
-    if rope_factors is not None:
+    if ROPE_FACTORS in factors:
         if scaled:
             raise UnsupportedError(
                 f"open {path}: rope scaling {kind!r} together with {ROPE_FACTORS}; one at a time"
             )
-        return {"rope_type": "factors", "factors": [float(value) for value in rope_factors]}
+        return {"rope_type": "factors", "factors": factors[ROPE_FACTORS]}
     if not scaled:
         return None
     if kind == "linear":

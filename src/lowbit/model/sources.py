@@ -77,13 +77,16 @@ class Source:
         return stored.T if self.transposed else stored
 
 
-def sources(config: ModelConfig, stored_names: Iterable[str]) -> dict[str, Source]:
+def sources(
+    config: ModelConfig, stored_names: Iterable[str], names: Names | None = None
+) -> dict[str, Source]:
     """Canonical name -> its Source, for every tensor of the network that is among `stored_names`.
 
     A stored tensor that no table knows keeps its name, so that whoever asks for coverage sees it; one that
     the description determines (old causal masks, rotation speeds) is left out.
+    names: the tables of another container; None: those of transformers' files
     """
-    names = NAMES.get(config.family, Names())
+    names = names or NAMES.get(config.family, Names())
     have = dict.fromkeys(stored_names)
     root = next((root for root in names.roots if _embedding(names, root) in have), names.roots[0])
     found: dict[str, Source] = {}
@@ -129,13 +132,16 @@ class Stored:
         return array
 
 
-def stored_tensors(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Stored]:
+def stored_tensors(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Names | None = None
+) -> dict[str, Stored]:
     """The inverse of `sources`: every tensor that a checkpoint of this family holds, by its stored name.
 
-    shapes: of the canonical tensors, all of the network. Raises CheckpointError for a name that the family
-    has no place for, and where only some parts of a stored tensor are given.
+    shapes: of the canonical tensors, all of the network; names: see `sources`
+    Raises CheckpointError for a name that the family has no place for, and where only some parts of a stored
+    tensor are given.
     """
-    names = NAMES.get(config.family, Names())
+    names = names or NAMES.get(config.family, Names())
     places = {name: found[0] for name, found in _places(config, names, names.roots[0]) if found}
     unknown = [name for name in shapes if name not in places]
     if unknown:
@@ -180,7 +186,7 @@ def _embedding(names: Names, root: str) -> str:
 
 def _places(config: ModelConfig, names: Names, root: str) -> Iterable[tuple[str, list[Source]]]:
     """Every canonical name that the family may have, with the places where it may lie."""
-    around = {**AROUND, **names.around}
+    around = names.around if names.complete else {**AROUND, **names.around}
     for stem, stored in around.items():
         for suffix in ("weight", "bias"):
             yield f"{stem}.{suffix}", [Source(f"{place.format(root=root)}.{suffix}") for place in stored]
@@ -191,7 +197,7 @@ def _places(config: ModelConfig, names: Names, root: str) -> Iterable[tuple[str,
             for suffix in ("weight", "bias"):
                 rows = names.rows(stem)
                 yield f"{layer}{stem}.{suffix}", [_source(config, row, at, suffix, None) for row in rows]
-        yield layer + SINKS, [Source(at + SINKS)]
+        yield layer + SINKS, [Source(at + names.sinks)]
         for expert in range(config.n_experts):
             for stem in EXPERTS:
                 for suffix in ("weight", "bias"):
@@ -225,6 +231,18 @@ def _split(config: ModelConfig) -> tuple[int, int, int]:
     return q, q + kv, q + 2 * kv
 
 
+def unpermuted_rows(rows: int, heads: int) -> np.ndarray:
+    """The row of a GGUF file that holds each row of the transformers order, int64 [rows].
+
+    llama.cpp's converter stores the halves of a head interleaved: row 2 j + t of a head is row
+    t * head_dim / 2 + j in transformers."""
+    return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def _unpermuted_keys(config: ModelConfig) -> np.ndarray:
+    return unpermuted_rows(config.n_kv_heads * config.head_dim, config.n_kv_heads)
+
+
 def _width(config: ModelConfig, expert: bool) -> int:
     return config.expert_size if expert else config.intermediate_size
 
@@ -232,9 +250,13 @@ def _width(config: ModelConfig, expert: bool) -> int:
 # Part of a fused tensor -> its rows; (config, is it an expert's).
 PARTS: dict[str, Callable[[ModelConfig, bool], slice | np.ndarray | None]] = {
     "all": lambda config, expert: None,
-    "q": lambda config, expert: slice(0, _split(config)[0]),
-    "k": lambda config, expert: slice(*_split(config)[:2]),
-    "v": lambda config, expert: slice(*_split(config)[1:]),
+    "q of qkv": lambda config, expert: slice(0, _split(config)[0]),
+    "k of qkv": lambda config, expert: slice(*_split(config)[:2]),
+    "v of qkv": lambda config, expert: slice(*_split(config)[1:]),
+    "q by pairs": lambda config, expert: unpermuted_rows(_split(config)[0], config.n_heads),
+    "k by pairs": lambda config, expert: _unpermuted_keys(config),
+    "q of qkv by pairs": lambda config, expert: unpermuted_rows(_split(config)[0], config.n_heads),
+    "k of qkv by pairs": lambda config, expert: _split(config)[0] + _unpermuted_keys(config),
     "q by head": _by_head(0),
     "k by head": _by_head(1),
     "v by head": _by_head(2),

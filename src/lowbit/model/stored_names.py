@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SINKS = "self_attn.sinks"  # a vector without a suffix
 _SUFFIXES = {"weight": ".weight", "bias": ".bias"}
 
 
@@ -42,6 +43,8 @@ class Names:
     inside: tensors of a layer that have other than their canonical names. Of several places the first that a
         checkpoint has is read, and the first of all is written
     ignored: patterns (fnmatch) of stored tensors that the description already determines
+    sinks: the vector of attention sinks, suffix included
+    complete: what the tables do not name does not exist
     """
 
     roots: tuple[str, ...] = ("model.", "")
@@ -49,11 +52,13 @@ class Names:
     around: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inside: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq", "*.self_attn.masked_bias")
+    sinks: str = SINKS
+    complete: bool = False
 
     def rows(self, stem: str) -> tuple[Row, ...]:
         """The places of a tensor of a layer; its own name unless another tensor of the family has that."""
-        if stem in self.inside:
-            return self.inside[stem]
+        if stem in self.inside or self.complete:
+            return self.inside.get(stem, ())
         taken = any(row.stem == stem for rows in self.inside.values() for row in rows)
         return () if taken else (Row(stem),)
 
@@ -84,7 +89,6 @@ INSIDE = (
     "mlp.router",
 )
 EXPERTS = ("mlp.experts.{e}.gate_proj", "mlp.experts.{e}.up_proj", "mlp.experts.{e}.down_proj")
-SINKS = "self_attn.sinks"  # a vector without a suffix
 
 
 def _rows(**stems: str) -> dict[str, tuple[Row, ...]]:
@@ -132,7 +136,7 @@ NAMES: dict[str, Names] = {
     "gemma3_text": _GEMMA,
     "phi3": Names(
         inside={
-            **{f"self_attn.{p}_proj": (Row("self_attn.qkv_proj", p),) for p in ("q", "k", "v")},
+            **{f"self_attn.{p}_proj": (Row("self_attn.qkv_proj", f"{p} of qkv"),) for p in ("q", "k", "v")},
             "mlp.gate_proj": (Row("mlp.gate_up_proj", "first half"),),
             "mlp.up_proj": (Row("mlp.gate_up_proj", "second half"),),
         }
@@ -151,7 +155,10 @@ NAMES: dict[str, Names] = {
             "model.norm": ("{root}ln_f",),
         },
         inside={
-            **{f"self_attn.{p}_proj": (Row("attn.c_attn", p, transposed=True),) for p in ("q", "k", "v")},
+            **{
+                f"self_attn.{p}_proj": (Row("attn.c_attn", f"{p} of qkv", transposed=True),)
+                for p in ("q", "k", "v")
+            },
             "self_attn.o_proj": (Row("attn.c_proj", transposed=True),),
             "mlp.up_proj": (Row("mlp.c_fc", transposed=True),),
             "mlp.down_proj": (Row("mlp.c_proj", transposed=True),),
