@@ -239,7 +239,7 @@ void bind_matmul(nb::module_& m) {
           "some terms each), few, gemm or bits (one-bit codes by lookups); float without codes. Then those "
           "of "
           "other terms: sparse, columns, low_rank, rows, entries; dense_mask where sparse codes became "
-          "dense.")
+          "dense; gathered where the codes read the inputs in an order of their own.")
       .def_prop_ro("nbytes", [](const BoundMatrix& b) { return b.matrix.bytes(); });
   bind_terms(matrix);
   bind_side_terms(m, matrix);

@@ -88,6 +88,23 @@ void add_rows_term(BoundMatrix& self, AnyArray rows, nb::handle some) {
   self.arrays.push_back(nb::borrow(some));
 }
 
+void add_gathered_term(BoundMatrix& self, AnyArray inputs, nb::handle ordered) {
+  Matrix& m = self.matrix;
+  const Matrix& part = nb::cast<BoundMatrix&>(ordered).matrix;
+  GatheredTerm t = {numbers(inputs), &part};
+  if (t.inputs.empty() || inputs.nbytes() % sizeof(uint32_t)) refuse("inputs must be one or more uint32");
+  for (uint32_t input : t.inputs)
+    if (input >= m.in_features && input != kNoInput)
+      refuse("gathered inputs must be below in_features=" + std::to_string(m.in_features));
+  if (part.out_features != m.out_features || part.in_features != t.inputs.size() || part.codes.empty() ||
+      part.has_side_terms() || !part.floats.empty())
+    refuse("the matrix of gathered inputs must have them, all rows, and terms of codes only");
+  if (m.reads_integers() || !m.floats.empty() || !m.gathered.empty() || !m.excluded.empty())
+    refuse("gathered inputs go without other codes and floats, and without excluded columns");
+  m.gathered.push_back(std::move(t));
+  self.arrays.push_back(nb::borrow(ordered));
+}
+
 // The byte where the codes of each block begin, from the mask.
 std::vector<size_t> block_starts(const uint8_t* mask, size_t blocks, size_t chunks, size_t bits) {
   std::vector<size_t> starts = {0};
@@ -170,6 +187,7 @@ void bind_side_terms(nb::module_& m, nb::class_<BoundMatrix>& matrix) {
            nb::arg("values"))
       .def("add_low_rank_term", &add_low_rank_term, nb::arg("u"), nb::arg("v"))
       .def("add_rows_term", &add_rows_term, nb::arg("rows"), nb::arg("matrix"))
+      .def("add_gathered_term", &add_gathered_term, nb::arg("inputs"), nb::arg("matrix"))
       .def("add_sparse_term", &add_sparse_term, nb::arg("bits"), nb::arg("mask"), nb::arg("codes"),
            nb::arg("scale_type"), nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"),
            nb::arg("zero"), nb::arg("dense_bits"), nb::arg("tensor_scale") = 1.0f);

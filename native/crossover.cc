@@ -129,6 +129,7 @@ std::string kernels_of(const Matrix& m, size_t tokens, int limbs) {
   add(!m.low_rank.empty(), "low_rank");
   add(!m.rows.empty(), "rows");
   add(!m.entries.empty(), "entries");
+  for (const GatheredTerm& t : m.gathered) add(true, kernels_of(*t.matrix, tokens, limbs) + "+gathered");
   return names;
 }
 

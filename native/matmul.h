@@ -9,8 +9,8 @@ namespace lowbit {
 
 // Quantizes rows [first, last) of a.values into a's integer form. Needs no barrier inside; the caller
 // shares the rows out and puts a barrier before the first product.
-// Inputs in a.excluded count as 0. Per token and group of 64: scale = amax / 127 (or / 16256), integer =
-// round to even(value / scale).
+// Inputs in a.excluded count as 0; with a.gathered they are taken in that order. Per token and group of 64:
+// scale = amax / 127 (or / 16256), integer = round to even(value / scale).
 void quantize_rows(const Activations& a, size_t first, size_t last);
 // Where the integers of one token go, for whoever makes them while it makes the floats.
 IntegerRow integer_row(const Activations& a, size_t token);

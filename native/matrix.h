@@ -126,6 +126,13 @@ struct RowsTerm {
   const Matrix* matrix;        // [rows][in_features], terms of codes only
 };
 
+// Codes over inputs taken in another order: input j of `matrix` is input inputs[j], or 0.
+constexpr uint32_t kNoInput = 0xffffffff;
+struct GatheredTerm {
+  std::vector<uint32_t> inputs;
+  const Matrix* matrix;  // [out_features][inputs], terms of codes only
+};
+
 struct Matrix {
   size_t out_features = 0;
   size_t in_features = 0;
@@ -136,11 +143,13 @@ struct Matrix {
   std::vector<EntriesTerm> entries;
   std::vector<LowRankTerm> low_rank;
   std::vector<RowsTerm> rows;
-  size_t densified = 0;            // sparse terms at the end of `codes`, where no kernel reads masks
-  std::vector<uint32_t> excluded;  // inputs that are 0 for codes, ascending
+  std::vector<GatheredTerm> gathered;  // at most one; then there are no codes, floats, sparse codes and rows
+  size_t densified = 0;                // sparse terms at the end of `codes`, where no kernel reads masks
+  std::vector<uint32_t> excluded;      // inputs that are 0 for codes, ascending
   // Terms that side_terms.cc adds after codes and plain floats.
   bool has_side_terms() const {
-    return !sparse.empty() || !columns.empty() || !entries.empty() || !low_rank.empty() || !rows.empty();
+    return !sparse.empty() || !columns.empty() || !entries.empty() || !low_rank.empty() || !rows.empty() ||
+           !gathered.empty();
   }
   size_t blocks() const { return round_up(out_features, kBlockRows) / kBlockRows; }
   size_t chunks() const { return round_up(in_features, kChunk) / kChunk; }
@@ -148,7 +157,7 @@ struct Matrix {
   // Which forms of the activations its terms read.
   bool reads_integers() const { return !codes.empty() || !sparse.empty() || !rows.empty(); }
   bool reads_values() const {
-    return !floats.empty() || !columns.empty() || !entries.empty() || !low_rank.empty();
+    return !floats.empty() || !columns.empty() || !entries.empty() || !low_rank.empty() || !gathered.empty();
   }
 };
 
@@ -166,6 +175,9 @@ struct Activations {
   int32_t* sums = nullptr;        // [tokens][padded / 16 + 1], prefix sums of the integers
   // Inputs that were taken as 0 when the integers were made, ascending; null: none.
   const std::vector<uint32_t>* excluded = nullptr;
+  // The integers are those of values[token * value_stride + (*gathered)[k]]; null: of k itself.
+  const std::vector<uint32_t>* gathered = nullptr;
+  size_t value_stride = 0;  // in_features, if nothing is gathered
   // For one token: which widths of codes it meets by table lookup (1 << bits), and the tables of planes of 1
   // and of 2 bits that these need.
   unsigned table_widths = 0;

@@ -110,6 +110,12 @@ void add_side_row(const Matrix& m, size_t row, float* out) {
     for (uint32_t column : m.excluded) more[column] = 0;
     for (size_t k = 0; k < m.in_features; ++k) out[k] += more[k];
   }
+  for (const GatheredTerm& t : m.gathered) {
+    std::vector<float> ordered(t.inputs.size());
+    dequantize_row(*t.matrix, row, ordered.data());
+    for (size_t k = 0; k < t.inputs.size(); ++k)
+      if (t.inputs[k] != kNoInput) out[t.inputs[k]] += ordered[k];
+  }
 }
 
 size_t side_bytes(const Matrix& m) {
@@ -121,6 +127,7 @@ size_t side_bytes(const Matrix& m) {
   for (const EntriesTerm& t : m.entries) total += size_t{7} * t.starts.back() + 4 * t.starts.size();
   for (const LowRankTerm& t : m.low_rank) total += 2 * t.rank * (m.blocks() * kBlockRows + m.in_features);
   for (const RowsTerm& t : m.rows) total += t.matrix->bytes() + 4 * t.rows.size();
+  for (const GatheredTerm& t : m.gathered) total += t.matrix->bytes() + 4 * t.inputs.size();
   return total;
 }
 

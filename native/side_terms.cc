@@ -1,6 +1,7 @@
 // Products of matrices that have more than codes and plain floats: sparse terms, outlier columns and entries,
-// low rank, codes of some rows, and inputs excluded from the codes. What all members need (activations
-// without excluded inputs, v * x of low-rank terms) is made once, shared out, before the products.
+// low rank, codes of some rows, inputs excluded from the codes, and codes over gathered inputs. What all
+// members need (activations without excluded inputs or in another order, v * x of low-rank terms) is made
+// once, shared out, before the products.
 #include "side_terms.h"
 
 #include <algorithm>
@@ -39,8 +40,9 @@ const SideKernels& side_kernels() {
 // What the members share during one call of matmul().
 struct SideMemory {
   static constexpr size_t kOwn = static_cast<size_t>(-1);
-  struct Rounding {  // activations without the inputs that some matrix excludes
-    const std::vector<uint32_t>* excluded;
+  struct Rounding {  // activations without the inputs that some matrix excludes, or gathered for it
+    const std::vector<uint32_t>* list;
+    bool gathers;
     Activations activations;
   };
   std::vector<std::unique_ptr<ActivationBuffer>> buffers;
@@ -74,16 +76,21 @@ void plan(SideMemory& memory, const Product* products, size_t count, const Activ
     memory.of_rows_starts[i] = of_rows;
     for (const LowRankTerm& t : m.low_rank) floats += a.tokens * t.rank;
     for (const RowsTerm& t : m.rows) of_rows += a.tokens * t.rows.size();
-    if (!needs_rounding(a, m)) continue;
-    const auto same = std::find_if(memory.roundings.begin(), memory.roundings.end(),
-                                   [&](const auto& r) { return *r.excluded == m.excluded; });
+    const bool gathers = !m.gathered.empty();
+    if (!gathers && !needs_rounding(a, m)) continue;
+    const std::vector<uint32_t>* const list = gathers ? &m.gathered.front().inputs : &m.excluded;
+    const auto same = std::find_if(memory.roundings.begin(), memory.roundings.end(), [&](const auto& r) {
+      return r.gathers == gathers && (r.list == list || *r.list == *list);
+    });
     const size_t number = static_cast<size_t>(same - memory.roundings.begin());
     memory.rounding[i] = number;
     if (same != memory.roundings.end()) continue;
     if (memory.buffers.size() <= number) memory.buffers.push_back(std::make_unique<ActivationBuffer>());
-    Activations rounded = memory.buffers[number]->prepare(a.tokens, a.in_features, a.limbs, a.values);
-    rounded.excluded = &m.excluded;
-    memory.roundings.push_back({&m.excluded, rounded});
+    const size_t inputs = gathers ? list->size() : a.in_features;
+    Activations rounded = memory.buffers[number]->prepare(a.tokens, inputs, a.limbs, a.values);
+    rounded.value_stride = a.in_features;
+    (gathers ? rounded.gathered : rounded.excluded) = list;
+    memory.roundings.push_back({list, gathers, rounded});
   }
   if (memory.projections.size() < floats) memory.projections.resize(floats);
   if (memory.of_rows.size() < of_rows) memory.of_rows.resize(of_rows);
@@ -278,6 +285,16 @@ void products_with_sides(const Member& member, const Product* products, size_t c
   for (size_t i = 0; i < count;) {
     size_t next = i + 1;
     while (next < count && memory.rounding[next] == memory.rounding[i]) ++next;
+    const bool gathers =
+        memory.rounding[i] != SideMemory::kOwn && memory.roundings[memory.rounding[i]].gathers;
+    if (gathers) {
+      static thread_local std::vector<Product> inner;
+      inner.clear();
+      for (; i < next; ++i)
+        inner.push_back({products[i].matrix->gathered.front().matrix, products[i].out, products[i].stride});
+      plain_products(member, inner.data(), inner.size(), seen_by(i - 1), scratch);
+      continue;
+    }
     plain_products(member, products + i, next - i, seen_by(i), scratch);
     i = next;
   }

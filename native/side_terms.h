@@ -5,7 +5,7 @@
 
 namespace lowbit {
 
-// out[0 .. in_features) += row `row` of the sparse terms, or of the columns, entries and low-rank terms.
+// out[0 .. in_features) += row `row` of the sparse terms, or of all other terms beside codes and floats.
 void add_sparse_row(const Matrix& m, size_t row, float* out);
 void add_side_row(const Matrix& m, size_t row, float* out);
 

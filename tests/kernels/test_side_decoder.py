@@ -7,6 +7,7 @@ import pytest
 
 from lowbit import _native
 from lowbit.formats import parse_format
+from lowbit.packed import GatheredTerm, PackedMatrix
 from lowbit.quantize import low_rank, refine_rows, round_to_nearest, sparse, split_columns, split_entries
 
 from .decoder_net import NETS, SPEC_FIELDS, make, random_tokens, reference
@@ -36,6 +37,30 @@ OTHERS = QUANTIZE | {
 }
 
 
+def gathered(seed):
+    """Codes over the inputs in a random order, which matrices of the same seed share."""
+
+    def quantize(w):
+        order = np.random.default_rng(seed).permutation(w.shape[1])
+        codes = round_to_nearest(np.ascontiguousarray(w[:, order]), parse_format("int8-row")).terms[0]
+        return PackedMatrix(*w.shape, (GatheredTerm(order.astype(np.uint32), codes),))
+
+    return quantize
+
+
+ORDERED = QUANTIZE | {
+    "q": gathered(1),
+    "k": gathered(1),
+    "v": gathered(2),
+    "o": gathered(3),
+    "gate": gathered(4),
+    "up": lambda w: round_to_nearest(w, parse_format("int8-row")),
+    "down": gathered(5),
+    "embed": gathered(6),
+    "head": gathered(7),
+}
+
+
 def build(net, table):
     """(decoder, the network with the weights that its matrices hold, owners of the memory)"""
     spec = _native.DecoderSpec()
@@ -57,7 +82,7 @@ def build(net, table):
     return decoder, replace(net, weights=weights), kept
 
 
-@pytest.mark.parametrize("table", [QUANTIZE, OTHERS], ids=["mixed", "others"])
+@pytest.mark.parametrize("table", [QUANTIZE, OTHERS, ORDERED], ids=["mixed", "others", "gathered"])
 def test_logits_match_and_no_bit_depends_on_chunks_or_threads(table):
     net = make(replace(NETS["plain"], activation_bits=16))
     decoder, decoded, _kept = build(net, table)

@@ -13,9 +13,11 @@ from lowbit import _native
 from lowbit.kernels import matmul
 from lowbit.kernels.reference import matmul_reference, matmul_tolerance, quantize_activations
 from lowbit.packed import (
+    NO_INPUT,
     CodeTerm,
     ColumnsTerm,
     EntriesTerm,
+    GatheredTerm,
     LowRankTerm,
     PackedMatrix,
     RowsTerm,
@@ -94,6 +96,14 @@ def rows_term(rng, bits, shape, count):
     return RowsTerm(rows, codes_term(rng, bits, (len(rows), *shape[1:])))
 
 
+def gathered_term(rng, bits, shape, holes=0):
+    """All inputs in random order, in groups of 32 with `holes` places that read nothing."""
+    count = -(-(shape[1] + holes) // 32) * 32
+    inputs = np.full(count, NO_INPUT, np.uint32)
+    inputs[rng.choice(count, shape[1], replace=False)] = rng.permutation(shape[1])
+    return GatheredTerm(inputs, codes_term(rng, bits, (shape[0], count, 32)))
+
+
 def cases():
     rng = np.random.default_rng(17)
     for shape in SHAPES:
@@ -118,6 +128,14 @@ def cases():
         yield (
             f"rows, columns {shape}",
             matrix(codes, rows_term(rng, 4, shape, 9), columns_term(rng, shape, 4, True)),
+        )
+        for bits in (2, 3, 4, 8):
+            yield f"gathered {bits} {shape}", matrix(gathered_term(rng, bits, shape, 40 * (bits == 3)))
+        yield (
+            f"gathered, columns, low rank {shape}",
+            matrix(
+                gathered_term(rng, 4, shape), columns_term(rng, shape, 4, False), low_rank_term(rng, shape, 2)
+            ),
         )
         everything = (
             sparse_term(rng, 3, shape),
@@ -210,6 +228,23 @@ def test_a_sparse_product_is_the_dense_one_to_the_bit(rng):
                 np.testing.assert_array_equal(matmul(x, sparse), matmul(x, dense))
 
 
+def test_gathered_codes_multiply_what_ordered_codes_do_to_the_bit(rng):
+    """Bringing inputs and columns into the same order changes nothing, for one matrix and for several at
+    once."""
+    shape = (65, 192, 32)
+    term = gathered_term(rng, 4, shape)
+    ordered = PackedMatrix(65, 192, (term.codes,))
+    for tokens in (1, 5, 40):
+        x = inputs(ordered, tokens)
+        np.testing.assert_array_equal(
+            matmul(x, PackedMatrix(65, 192, (term,))), matmul(term.gather(x), ordered)
+        )
+    others = [PackedMatrix(65, 192, (gathered_term(rng, 4, shape),)), PackedMatrix(65, 192, (term,)), ordered]
+    group = (*others, others[1])
+    together = _native.matmul_group(x, [m.native() for m in group])
+    np.testing.assert_array_equal(together, np.concatenate([matmul(x, m) for m in group], axis=1))
+
+
 def test_excluded_columns_do_not_widen_the_steps_of_others(rng):
     """LLM.int8(): with outliers a thousand times larger the other inputs keep all their 127 steps."""
     shape = (64, 128, 32)
@@ -240,6 +275,7 @@ def test_the_test_sees_changes(rng):
         "columns": entries_term(rng, shape, 50),
         "u": low_rank_term(rng, shape, 4),
         "rows": rows_term(rng, 4, shape, 5),
+        "inputs": gathered_term(rng, 4, shape),
     }
     for name, term in terms.items():
         matrix = PackedMatrix(64, 128, (term,))
@@ -256,6 +292,8 @@ def test_the_test_sees_changes(rng):
             array[0] -= 1 if array[0] > 0 and array[-1] == 63 else 0
         elif name == "columns":
             array[-1] = (array[-1] + 1) % 128
+        elif name == "inputs":
+            array[:2] = array[1::-1]
         else:
             flat[21] ^= 0x11
         changed = PackedMatrix(64, 128, (replace(term, **{name: array}),))

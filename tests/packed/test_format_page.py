@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from lowbit.formats import FORMATS, emulate
-from lowbit.packed import CodeTerm, PackedMatrix, TensorWriter, pack_codes, pack_groups
+from lowbit.packed import (
+    NO_INPUT,
+    CodeTerm,
+    GatheredTerm,
+    PackedMatrix,
+    TensorWriter,
+    pack_codes,
+    pack_groups,
+)
 from lowbit.quantize import refine_rows, round_to_nearest
 
 
@@ -93,6 +101,14 @@ def read_matrix(entry, arrays):
             inner = {"shape": [len(rows), in_features], "terms": [term | {"kind": "codes"}]}
             total[rows] += read_matrix(inner, {f"0.{name}": array for name, array in field.items()})
             continue
+        if term["kind"] == "gathered":
+            inputs = field.pop("inputs")
+            inner = {"shape": [out_features, len(inputs)], "terms": [term | {"kind": "codes"}]}
+            weights = read_matrix(inner, {f"0.{name}": array for name, array in field.items()})
+            for j, i in enumerate(inputs):
+                if i != 4294967295:
+                    total[:, i] += weights[:, j]
+            continue
         if term["kind"] == "entropy":
             total += read_entropy(field, out_features, in_features)
             continue
@@ -117,7 +133,10 @@ def read_matrix(entry, arrays):
             if "zero_points" in field:
                 value -= np.float32(field["zero_points"][place])
             scale = decoded_scale(field["scales"][place], term["scale_type"])
-            value = scale * np.float32(term["tensor_scale"]) * value
+            scale *= np.float32(term["tensor_scale"])
+            if "tensor_divisor" in term:
+                scale /= np.float32(term["tensor_divisor"])
+            value = scale * value
             if "offsets" in field:
                 value += np.float32(field["offsets"][place])
             total[o, i] += value
@@ -169,6 +188,19 @@ def test_refined_rows_read_by_the_page_alone(tmp_path, rng):
     decoded = write_and_read(matrix, tmp_path / "m.safetensors")
     np.testing.assert_array_equal(decoded, matrix.dequantize())
     assert np.flatnonzero((decoded != coarse.dequantize()).any(axis=1)).tolist() == [3, 32, 69]
+
+
+def test_gathered_codes_and_a_divisor_read_by_the_page_alone(tmp_path, rng):
+    inputs = np.full(64, NO_INPUT, np.uint32)
+    inputs[rng.choice(64, 40, replace=False)] = rng.permutation(48)[:40]
+    codes = pack_codes(rng.integers(0, 16, (35, 64), dtype=np.uint8), 4)
+    scales = pack_groups(rng.integers(0, 120, (35, 4), dtype=np.uint8))
+    levels = rng.standard_normal((1, 16)).astype(np.float32)
+    term = CodeTerm(4, levels, codes, scales, "e4m3", 16, tensor_scale=3.0, tensor_divisor=7.0)
+    matrix = PackedMatrix(35, 48, (GatheredTerm(inputs, term),))
+    decoded = write_and_read(matrix, tmp_path / "m.safetensors")
+    np.testing.assert_array_equal(decoded, matrix.dequantize())
+    assert (decoded == 0).all(axis=0).sum() == 8
 
 
 def test_a_base3_matrix_written_by_hand_reads_as_the_page_says(tmp_path):

@@ -9,9 +9,11 @@ import pytest
 from lowbit import _native
 from lowbit.errors import CheckpointError, FormatError
 from lowbit.packed import (
+    NO_INPUT,
     CodeTerm,
     ColumnsTerm,
     EntriesTerm,
+    GatheredTerm,
     LowRankTerm,
     PackedMatrix,
     RowsTerm,
@@ -64,7 +66,22 @@ def make_rows(rng):
     ), dense
 
 
-MAKERS = {f.__name__: f for f in (make_sparse, make_columns, make_entries, make_low_rank, make_rows)}
+def make_gathered(rng):
+    inputs = np.full(128, NO_INPUT, np.uint32)
+    inputs[rng.choice(128, 90, replace=False)] = rng.permutation(96)[:90]
+    codes = rng.integers(0, 16, (45, 128), dtype=np.uint8)
+    scales = rng.standard_normal((45, 4)).astype(np.float16)
+    levels = np.arange(16, dtype=np.float32) - 8
+    dense = np.zeros(SHAPE, np.float32)
+    read = inputs != NO_INPUT
+    dense[:, inputs[read]] = (levels[codes] * np.repeat(scales.astype(np.float32), 32, axis=1))[:, read]
+    term = CodeTerm(4, levels[None], pack_codes(codes, 4), pack_groups(scales), "fp16", 32)
+    return GatheredTerm(inputs, term), dense
+
+
+MAKERS = {
+    f.__name__: f for f in (make_sparse, make_columns, make_entries, make_low_rank, make_rows, make_gathered)
+}
 
 
 @pytest.mark.parametrize("maker", MAKERS)
@@ -162,6 +179,14 @@ def damaged(rng):
     }.items():
         yield f"rows {what}", rows, {"rows": np.array(bad, np.uint32)}
     yield "rows of another type", rows, {"rows": rows.rows.astype(np.int64)}
+    gathered, _ = make_gathered(rng)
+    beyond, twice = gathered.inputs.copy(), gathered.inputs.copy()
+    beyond[np.flatnonzero(beyond == NO_INPUT)[0]] = 96
+    twice[:2] = 5
+    yield "inputs out of range", gathered, {"inputs": beyond}
+    yield "an input twice", gathered, {"inputs": twice}
+    yield "too few inputs", gathered, {"inputs": gathered.inputs[:-32].copy()}
+    yield "inputs of another type", gathered, {"inputs": gathered.inputs.astype(np.int64)}
     yield "v flat", low_rank, {"v": low_rank.v.reshape(-1)}
 
 
@@ -222,3 +247,35 @@ def test_random_damage_is_refused_or_harmless(rng):
             for tokens in (1, 3):
                 assert _native.matmul(x[:tokens], matrix.native()).shape == (tokens, 45)
     assert accepted
+
+
+def test_gathered_codes_stand_without_other_codes(rng):
+    gathered, _ = make_gathered(rng)
+    for maker in (make_sparse, make_rows):
+        with pytest.raises(FormatError, match="a gathered term has no other"):
+            PackedMatrix(*SHAPE, (gathered, maker(rng)[0]))
+    with pytest.raises(FormatError, match="nothing excludes"):
+        PackedMatrix(*SHAPE, (gathered, make_columns(rng, exclude=True)[0]))
+    native = _native.Matrix(*SHAPE)
+    gathered.add_to(native)
+    with pytest.raises(ValueError, match="without other codes"):
+        gathered.add_to(native)
+
+
+def test_a_divisor_divides_every_scale(rng):
+    codes = rng.integers(0, 16, (45, 96), dtype=np.uint8)
+    scales = rng.integers(1, 120, (45, 6), dtype=np.uint8)
+    levels = np.arange(16, dtype=np.float32)[None]
+    term = CodeTerm(4, levels, pack_codes(codes, 4), pack_groups(scales), "e4m3", 16, tensor_divisor=1234.5)
+    matrix = PackedMatrix(*SHAPE, (term,))
+    plain = replace(term, tensor_divisor=1.0).effective_scales(45)
+    expected = levels[0][codes] * np.repeat(plain / np.float32(1234.5), 16, axis=1)
+    np.testing.assert_array_equal(matrix.dequantize(), expected)
+    again = PackedMatrix.from_state(
+        *(json.loads(json.dumps(part)) if i == 0 else part for i, part in enumerate(matrix.state()))
+    )
+    np.testing.assert_array_equal(again.dequantize(), expected)
+    np.testing.assert_allclose(_native.dequantize(matrix.native()), expected, rtol=3e-7)
+    for bad in (0.0, np.inf, np.nan):
+        with pytest.raises(FormatError, match="tensor_divisor"):
+            PackedMatrix(*SHAPE, (replace(term, tensor_divisor=bad),))

@@ -12,7 +12,8 @@ A segment is the intersection of an activation group and a weight group. The res
 
     sum over segments of  activation_scale * (scale * tensor_scale * unit * P + offset * sum of a)
 
-of which a kernel must reproduce the integer parts exactly and the rest to `matmul_tolerance`.
+of which a kernel must reproduce the integer parts exactly and the rest to `matmul_tolerance`. A gathered term
+does all this with the inputs in its own order.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import numpy as np
 from lowbit.errors import FormatError
 from lowbit.packed import (
     CodeTerm,
+    GatheredTerm,
     LowRankTerm,
     PackedMatrix,
     RowsTerm,
@@ -155,6 +157,8 @@ def matmul_tolerance(x: np.ndarray, matrix: PackedMatrix, activation_bits: int |
             lengths.append(len(segments(matrix.in_features, term.scale_size)) + 8)
         elif isinstance(term, RowsTerm):
             lengths.append(len(segments(matrix.in_features, term.codes.scale_size)) + 8)
+        elif isinstance(term, GatheredTerm):
+            lengths.append(len(segments(len(term.inputs), term.codes.scale_size)) + 8)
         elif isinstance(term, SparseTerm):
             lengths.append(len(segments(matrix.in_features, term.group_size)) + 8)
         else:
@@ -183,6 +187,10 @@ def _product(
         if isinstance(term, RowsTerm):
             some = PackedMatrix(len(term.rows), in_features, (term.codes,))
             result[:, term.rows] += _product(rounded, some, activation_bits, magnitudes)
+            continue
+        if isinstance(term, GatheredTerm):
+            inner = PackedMatrix(out_features, len(term.inputs), (term.codes,))
+            result += _product(term.gather(x), inner, activation_bits, magnitudes)
             continue
         if isinstance(term, SparseTerm):
             term = term.dense(out_features, in_features)

@@ -5,6 +5,7 @@ from lowbit.packed.columns_term import ColumnsTerm
 from lowbit.packed.entries_term import EntriesTerm
 from lowbit.packed.entropy_term import EntropyTerm
 from lowbit.packed.float_term import FloatTerm
+from lowbit.packed.gathered_term import NO_INPUT, GatheredTerm
 from lowbit.packed.layout import (
     BLOCK_ROWS,
     CHUNK,
@@ -33,11 +34,13 @@ __all__ = [
     "BLOCK_ROWS",
     "CHUNK",
     "KINDS",
+    "NO_INPUT",
     "CodeTerm",
     "ColumnsTerm",
     "EntriesTerm",
     "EntropyTerm",
     "FloatTerm",
+    "GatheredTerm",
     "LowRankTerm",
     "PackedMatrix",
     "RowsTerm",

@@ -10,6 +10,7 @@ from lowbit.packed.columns_term import ColumnsTerm
 from lowbit.packed.entries_term import EntriesTerm
 from lowbit.packed.entropy_term import EntropyTerm
 from lowbit.packed.float_term import FloatTerm
+from lowbit.packed.gathered_term import GatheredTerm
 from lowbit.packed.low_rank_term import LowRankTerm
 from lowbit.packed.rows_term import RowsTerm
 from lowbit.packed.sparse_term import SparseTerm
@@ -26,6 +27,7 @@ KINDS: dict[str, type[Term]] = {
     "low_rank": LowRankTerm,
     "entropy": EntropyTerm,
     "rows": RowsTerm,
+    "gathered": GatheredTerm,
 }
 MAX_FEATURES = 1 << 28  # of either dimension: far above any model, small enough that sizes cannot overflow
 
@@ -52,6 +54,12 @@ class PackedMatrix:
         if len(excluding) > 1:
             raise FormatError(
                 f"PackedMatrix: {len(excluding)} terms exclude columns from the codes; join them into one"
+            )
+        beside = [t.kind for t in terms if t.quantized or isinstance(t, (FloatTerm, EntropyTerm))]
+        if "gathered" in beside and (len(beside) > 1 or excluding):
+            raise FormatError(
+                f"PackedMatrix: terms {', '.join(t.kind for t in terms)}; a gathered term has no other codes "
+                "or floats beside it, and nothing excludes columns from it"
             )
         self.out_features = out_features
         self.in_features = in_features

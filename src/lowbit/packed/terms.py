@@ -61,6 +61,7 @@ class CodeTerm:
     offsets: float16 | float32 [blocks, groups, 32], or None
     selectors: uint8 [blocks, groups, 32], which table a group uses, or None with one table
     tensor_scale: multiplies every scale
+    tensor_divisor: divides every scale after that (NVFP4 as compressed-tensors stores it)
     packing: "planes" (layout.py) or "base3" (base3.py: bits=2, three levels, groups of 64 n or the row)
     multipliers: m4 only: uint8 [blocks, groups, 16], 0 .. 15 each, two to a byte; padded rows hold 0
     super_size: m4 only: inputs that share a scale, a multiple of group_size and 64; 0: the whole row
@@ -81,6 +82,7 @@ class CodeTerm:
     packing: str = "planes"
     multipliers: np.ndarray | None = None
     super_size: int = 0
+    tensor_divisor: float = 1.0
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The stored arrays by name, large ones first."""
@@ -101,6 +103,8 @@ class CodeTerm:
             meta["packing"] = self.packing
         if self.multipliers is not None:
             meta["super_size"] = self.super_size
+        if self.tensor_divisor != 1.0:
+            meta["tensor_divisor"] = self.tensor_divisor
         return meta
 
     @classmethod
@@ -117,6 +121,7 @@ class CodeTerm:
             tensor_scale=float(meta["tensor_scale"]),
             packing=meta.get("packing", "planes"),
             super_size=integer(meta.get("super_size", 0)),
+            tensor_divisor=float(meta.get("tensor_divisor", 1.0)),
             **optional,
         )
 
@@ -174,6 +179,8 @@ class CodeTerm:
             )
         if not np.isfinite(self.tensor_scale):
             raise FormatError(f"code term: tensor_scale={self.tensor_scale}; it must be finite")
+        if not (np.isfinite(self.tensor_divisor) and np.float32(self.tensor_divisor) != 0):
+            raise FormatError(f"code term: tensor_divisor={self.tensor_divisor}; it must be finite and not 0")
 
     def _check_packing(self) -> None:
         if self.packing not in PACKINGS:
@@ -250,8 +257,8 @@ class CodeTerm:
             )
 
     def dequantize(self, out_features: int, in_features: int) -> np.ndarray:
-        """float32 [out_features, in_features]: (scale * tensor_scale) * (level - zero_point) + offset, or
-        (scale * tensor_scale) * (multiplier * level).
+        """float32 [out_features, in_features]: (scale * tensor_scale / tensor_divisor) * (level - zero_point)
+        + offset, or (scale * tensor_scale / tensor_divisor) * (multiplier * level).
         """
         codes = self.unpack(out_features, in_features)
         if codes.size and int(codes.max()) >= self.levels.shape[1]:
@@ -276,11 +283,12 @@ class CodeTerm:
         return values.reshape(out_features, in_features)
 
     def effective_scales(self, out_features: int) -> np.ndarray:
-        """scale * tensor_scale, float32 [out_features, groups of `scale_size`]."""
+        """scale * tensor_scale / tensor_divisor, float32 [out_features, groups of `scale_size`]."""
         from lowbit.formats.scales import decode_scales  # not needed to run: a megabyte
 
         scales = decode_scales(unpack_groups(self.scales, out_features), self.scale_type)
-        return scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
+        scales = scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
+        return scales if self.tensor_divisor == 1.0 else scales / np.float32(self.tensor_divisor)
 
     def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "CodeTerm":
         changed = {"codes": self.repack(self.unpack(out_features, in_features)[index])}
@@ -307,7 +315,7 @@ class CodeTerm:
                 self.scales,
                 self.scale_size,
                 self.levels,
-                tensor_scale=self.tensor_scale,
+                tensor_scale=self.tensor_scale / self.tensor_divisor,
                 zero_points=self.zero_points,
                 offset_type=self.offset_type or "fp16",
                 offsets=self.offsets,

@@ -154,7 +154,7 @@ def quantize_reference(
             tensor_scale=divisor,
             packing=format.packing,
             super_size=supers if format.scale_type == "m4" else 0,
-            **packed_bytes,
+            **packed_bytes,  # type: ignore[arg-type]
         )
         for term, part in enumerate(codes)
     )
