@@ -13,18 +13,40 @@ using namespace lowbit;
 
 namespace {
 
-constexpr const char* kActivationNames[] = {"silu", "relu2", "gelu_tanh"};
+// Names of the values of an enumeration, in its order.
+const std::vector<std::string> kActivations = {"silu", "relu2", "gelu_tanh",
+                                               "gelu", "relu",  "swiglu_clamped"};
+const std::vector<std::string> kNorms = {"rms", "layer"};
+const std::vector<std::string> kNormPlaces = {"pre", "post", "sandwich"};
+const std::vector<std::string> kPositions = {"rope", "learned"};
 
-Activation activation_named(const std::string& name) {
-  for (size_t i = 0; i < 3; ++i)
-    if (name == kActivationNames[i]) return static_cast<Activation>(i);
-  throw nb::value_error(
-      ("DecoderSpec: activation '" + name + "' is not one of silu, relu2, gelu_tanh").c_str());
+// An attribute of DecoderSpec that Python sees as one of `names`.
+template <typename T>
+void bind_choice(nb::class_<DecoderSpec>& spec, const char* field, T DecoderSpec::* member,
+                 const std::vector<std::string>& names) {
+  spec.def_prop_rw(
+      field, [member, &names](const DecoderSpec& s) { return names[static_cast<size_t>(s.*member)]; },
+      [member, &names, field](DecoderSpec& s, const std::string& name) {
+        std::string known;
+        for (size_t i = 0; i < names.size(); ++i) {
+          if (name == names[i]) {
+            s.*member = static_cast<T>(i);
+            return;
+          }
+          known += (i ? ", " : "") + names[i];
+        }
+        throw nb::value_error(
+            (std::string("DecoderSpec: ") + field + " '" + name + "' is not one of " + known).c_str());
+      });
 }
 
 void bind_spec(nb::module_& m) {
-  nb::class_<DecoderSpec>(m, "DecoderSpec", "Shape of a decoder; plain attributes.")
-      .def(nb::init<>())
+  nb::class_<DecoderSpec> spec(m, "DecoderSpec", "Shape of a decoder; plain attributes.");
+  bind_choice(spec, "activation", &DecoderSpec::activation, kActivations);
+  bind_choice(spec, "norm", &DecoderSpec::norm, kNorms);
+  bind_choice(spec, "norm_place", &DecoderSpec::norm_place, kNormPlaces);
+  bind_choice(spec, "positions", &DecoderSpec::learned_positions, kPositions);
+  spec.def(nb::init<>())
       .def_rw("n_layers", &DecoderSpec::n_layers)
       .def_rw("hidden_size", &DecoderSpec::hidden_size)
       .def_rw("intermediate_size", &DecoderSpec::intermediate_size)
@@ -33,13 +55,15 @@ void bind_spec(nb::module_& m) {
       .def_rw("head_dim", &DecoderSpec::head_dim)
       .def_rw("vocab_size", &DecoderSpec::vocab_size)
       .def_rw("norm_eps", &DecoderSpec::norm_eps)
-      .def_prop_rw(
-          "activation",
-          [](const DecoderSpec& s) {
-            return std::string(kActivationNames[static_cast<size_t>(s.activation)]);
-          },
-          [](DecoderSpec& s, const std::string& name) { s.activation = activation_named(name); })
+      .def_rw("gated", &DecoderSpec::gated)
       .def_rw("qk_norm", &DecoderSpec::qk_norm)
+      .def_rw("qk_norm_whole", &DecoderSpec::qk_norm_whole)
+      .def_rw("parallel", &DecoderSpec::parallel)
+      .def_rw("position_offset", &DecoderSpec::position_offset)
+      .def_rw("embedding_scale", &DecoderSpec::embedding_scale)
+      .def_rw("attention_softcap", &DecoderSpec::attention_softcap)
+      .def_rw("logit_softcap", &DecoderSpec::logit_softcap)
+      .def_rw("sinks", &DecoderSpec::sinks)
       .def_rw("sub_norm", &DecoderSpec::sub_norm)
       .def_rw("attention_scale", &DecoderSpec::attention_scale)
       .def_rw("activation_bits", &DecoderSpec::activation_bits)
@@ -87,14 +111,16 @@ void bind_decoder(nb::module_& m) {
             self.matrices.push_back(matrix);
           },
           nb::arg("name"), nb::arg("matrix"),
-          "Names: embed, head, layers.N.q|k|v|o|gate|up|down. The matrix is kept alive, not copied.")
+          "Names: embed, head, positions, layers.N.q|k|v|o|gate|up|down. The matrix is kept alive, not "
+          "copied.")
       .def(
           "set_vector",
           [](BoundDecoder& self, const std::string& name, FloatVector values) {
             self.decoder.set_vector(name, values.data(), values.shape(0));
           },
           nb::arg("name"), nb::arg("values"),
-          "Names: norm, layers.N.input_norm|post_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|"
+          "Names: norm, norm_bias, layers.N.input_norm|input_norm_bias|attn_out_norm|post_norm|"
+          "post_norm_bias|mlp_out_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|sinks|"
           "q_bias|k_bias|v_bias|o_bias|gate_bias|up_bias|down_bias. Copied.")
       .def(
           "set_rope",
@@ -104,6 +130,15 @@ void bind_decoder(nb::module_& m) {
                                   layer_mask);
           },
           nb::arg("inverse_frequencies"), nb::arg("attention_factor"), nb::arg("layer_mask"))
+      .def(
+          "set_local_rope",
+          [](BoundDecoder& self, FloatVector inverse_frequencies, float attention_factor,
+             const std::vector<bool>& layer_mask) {
+            self.decoder.set_local_rope(inverse_frequencies.data(), inverse_frequencies.shape(0),
+                                        attention_factor, layer_mask);
+          },
+          nb::arg("inverse_frequencies"), nb::arg("attention_factor"), nb::arg("layer_mask"),
+          "Another rotation for some of the layers that rotate.")
       .def(
           "set_windows",
           [](BoundDecoder& self, const std::vector<int64_t>& windows) { self.decoder.set_windows(windows); },

@@ -30,7 +30,9 @@ size_t hidden(const DecoderSpec& s) { return s.hidden_size; }
 size_t inner(const DecoderSpec& s) { return s.intermediate_size; }
 size_t queries(const DecoderSpec& s) { return s.q_size(); }
 size_t keys(const DecoderSpec& s) { return s.kv_size(); }
-size_t head_dim(const DecoderSpec& s) { return s.head_dim; }
+size_t heads(const DecoderSpec& s) { return s.n_heads; }
+size_t query_norm(const DecoderSpec& s) { return s.qk_norm_whole ? s.q_size() : s.head_dim; }
+size_t key_norm(const DecoderSpec& s) { return s.qk_norm_whole ? s.kv_size() : s.head_dim; }
 constexpr MatrixField kMatrices[] = {
     {"q", &DecoderLayer::q, queries, hidden},     {"k", &DecoderLayer::k, keys, hidden},
     {"v", &DecoderLayer::v, keys, hidden},        {"o", &DecoderLayer::o, hidden, queries},
@@ -40,27 +42,43 @@ constexpr MatrixField kMatrices[] = {
 
 bool of_mlp(const MatrixField& f) { return f.out == inner || f.in == inner; }
 
-enum class Need { always, qk_norm, sub_norm, optional };
+// Vectors that the description asks for; those without a word in it may be there or not.
+struct Wanted {
+  const char* field;  // of the description, for error messages; null: optional
+  bool (*present)(const DecoderSpec&);
+};
+constexpr Wanted kOptional = {nullptr, nullptr};
+constexpr Wanted kInputNorm = {"norm_place", [](const DecoderSpec& s) { return s.norms_input(); }};
+constexpr Wanted kOutputNorm = {"norm_place", [](const DecoderSpec& s) { return s.norms_output(); }};
+constexpr Wanted kQkNorm = {"qk_norm", [](const DecoderSpec& s) { return s.qk_norm; }};
+constexpr Wanted kSubNorm = {"sub_norm", [](const DecoderSpec& s) { return s.sub_norm; }};
+constexpr Wanted kSinks = {"sinks", [](const DecoderSpec& s) { return s.sinks; }};
+
 struct VectorField {
   const char* name;
   std::vector<float> DecoderLayer::* field;
   size_t (*size)(const DecoderSpec&);
-  Need need;
+  Wanted wanted;
 };
 constexpr VectorField kVectors[] = {
-    {"input_norm", &DecoderLayer::input_norm, hidden, Need::always},
-    {"post_norm", &DecoderLayer::post_norm, hidden, Need::always},
-    {"q_norm", &DecoderLayer::q_norm, head_dim, Need::qk_norm},
-    {"k_norm", &DecoderLayer::k_norm, head_dim, Need::qk_norm},
-    {"attn_sub_norm", &DecoderLayer::attn_sub_norm, queries, Need::sub_norm},
-    {"ffn_sub_norm", &DecoderLayer::ffn_sub_norm, inner, Need::sub_norm},
-    {"q_bias", &DecoderLayer::q_bias, queries, Need::optional},
-    {"k_bias", &DecoderLayer::k_bias, keys, Need::optional},
-    {"v_bias", &DecoderLayer::v_bias, keys, Need::optional},
-    {"o_bias", &DecoderLayer::o_bias, hidden, Need::optional},
-    {"gate_bias", &DecoderLayer::gate_bias, inner, Need::optional},
-    {"up_bias", &DecoderLayer::up_bias, inner, Need::optional},
-    {"down_bias", &DecoderLayer::down_bias, hidden, Need::optional},
+    {"input_norm", &DecoderLayer::input_norm, hidden, kInputNorm},
+    {"input_norm_bias", &DecoderLayer::input_norm_bias, hidden, kOptional},
+    {"attn_out_norm", &DecoderLayer::attn_out_norm, hidden, kOutputNorm},
+    {"post_norm", &DecoderLayer::post_norm, hidden, kInputNorm},
+    {"post_norm_bias", &DecoderLayer::post_norm_bias, hidden, kOptional},
+    {"mlp_out_norm", &DecoderLayer::mlp_out_norm, hidden, kOutputNorm},
+    {"q_norm", &DecoderLayer::q_norm, query_norm, kQkNorm},
+    {"k_norm", &DecoderLayer::k_norm, key_norm, kQkNorm},
+    {"attn_sub_norm", &DecoderLayer::attn_sub_norm, queries, kSubNorm},
+    {"ffn_sub_norm", &DecoderLayer::ffn_sub_norm, inner, kSubNorm},
+    {"sinks", &DecoderLayer::sinks, heads, kSinks},
+    {"q_bias", &DecoderLayer::q_bias, queries, kOptional},
+    {"k_bias", &DecoderLayer::k_bias, keys, kOptional},
+    {"v_bias", &DecoderLayer::v_bias, keys, kOptional},
+    {"o_bias", &DecoderLayer::o_bias, hidden, kOptional},
+    {"gate_bias", &DecoderLayer::gate_bias, inner, kOptional},
+    {"up_bias", &DecoderLayer::up_bias, inner, kOptional},
+    {"down_bias", &DecoderLayer::down_bias, hidden, kOptional},
 };
 
 void check_matrix(const std::string& name, const Matrix* m, size_t out, size_t in) {
@@ -107,10 +125,22 @@ Decoder::Decoder(const DecoderSpec& spec) : spec_(spec) {
     require_range("experts_per_token", spec.experts_per_token, 1, spec.n_experts);
     require_range("expert_size", spec.expert_size, 1, kLimit);
     if (spec.sub_norm) refuse("Decoder: sub_norm is not a part of layers with experts");
+    if (!spec.gated) refuse("Decoder: experts need gated=true");
   }
   if (!spec.sparse_layers.empty() && (spec.sparse_layers.size() != spec.n_layers || !spec.n_experts))
     refuse("Decoder: sparse_layers has " + text(spec.sparse_layers.size()) +
            " entries, needs n_layers=" + text(spec.n_layers) + " and n_experts of 1 or more");
+  for (const auto& [name, cap] : {std::pair<const char*, float>{"attention_softcap", spec.attention_softcap},
+                                  {"logit_softcap", spec.logit_softcap}})
+    if (!(cap >= 0) || !std::isfinite(cap) || (cap > 0 && cap < 1e-3f))
+      refuse(std::string("Decoder: ") + name + "=" + std::to_string(cap) +
+             " must be 0 (none) or at least 0.001");
+  if (!std::isfinite(spec.embedding_scale))
+    refuse("Decoder: embedding_scale=" + std::to_string(spec.embedding_scale) + " must be a number");
+  if (spec.parallel && spec.norm_place != NormPlace::pre)
+    refuse("Decoder: parallel halves run with norm_place=pre only");
+  if (!spec.gated && spec.activation == Activation::swiglu_clamped)
+    refuse("Decoder: activation=swiglu_clamped needs gated=true");
   layers_.resize(spec.n_layers);
   for (size_t i = 0; i < spec.n_layers; ++i)
     if (spec.sparse(i)) layers_[i].sparse.experts.resize(spec.n_experts);
@@ -138,7 +168,8 @@ size_t Decoder::layer_number(const std::string& name, std::string* rest) const {
       return number;
     }
   }
-  refuse("Decoder: '" + name + "' is not a weight; expected embed, head, norm or layers.N.<field>");
+  refuse("Decoder: '" + name +
+         "' is not a weight; expected embed, head, positions, norm, norm_bias or layers.N.<field>");
 }
 
 void Decoder::set_matrix(const std::string& name, const Matrix* matrix) {
@@ -151,8 +182,16 @@ void Decoder::set_matrix(const std::string& name, const Matrix* matrix) {
     head_ = matrix;
     return;
   }
+  if (name == "positions") {
+    if (!spec_.learned_positions)
+      refuse("Decoder.set_matrix: 'positions' would be ignored; set positions=learned in the description");
+    positions_ = matrix;
+    return;
+  }
   std::string field;
   DecoderLayer& layer = layers_[layer_number(name, &field)];
+  if (field == "gate" && !spec_.gated)
+    refuse("Decoder.set_matrix: '" + name + "' would be ignored; set gated in the description to use it");
   for (const MatrixField& f : kMatrices) {
     if (field != f.name) continue;
     layer.*f.field = matrix;
@@ -178,13 +217,20 @@ void Decoder::set_vector(const std::string& name, const float* values, size_t co
     target.assign(values, values + count);
   };
   if (name == "norm") return set(norm_, spec_.hidden_size);
+  const bool shift = name.size() > 9 && name.compare(name.size() - 9, 9, "norm_bias") == 0;
+  if ((name == "norm_bias" || shift) && spec_.norm != NormKind::layer)
+    refuse("Decoder.set_vector: '" + name +
+           "' would be ignored; set norm=layer in the description to use it");
+  if (name == "norm_bias") return set(norm_bias_, spec_.hidden_size);
   std::string field;
   DecoderLayer& layer = layers_[layer_number(name, &field)];
   for (const VectorField& f : kVectors) {
     if (field != f.name) continue;
-    if ((f.need == Need::qk_norm && !spec_.qk_norm) || (f.need == Need::sub_norm && !spec_.sub_norm))
-      refuse("Decoder.set_vector: '" + name + "' would be ignored; set " +
-             (f.need == Need::qk_norm ? "qk_norm" : "sub_norm") + " in the description to use it");
+    if (f.wanted.field && !f.wanted.present(spec_))
+      refuse("Decoder.set_vector: '" + name + "' would be ignored; set " + f.wanted.field +
+             " in the description to use it");
+    if (field == "gate_bias" && !spec_.gated)
+      refuse("Decoder.set_vector: '" + name + "' would be ignored; set gated in the description to use it");
     return set(layer.*f.field, f.size(spec_));
   }
   if (std::vector<float>* place = layer.sparse.vector(field)) {
@@ -195,22 +241,34 @@ void Decoder::set_vector(const std::string& name, const float* values, size_t co
   refuse("Decoder.set_vector: '" + name + "' is not a vector of this decoder");
 }
 
-void Decoder::set_rope(const float* inverse_frequencies, size_t count, float attention_factor,
-                       const std::vector<bool>& layers) {
+Rotation Decoder::rotation(const char* call, const float* inverse_frequencies, size_t count,
+                           float attention_factor, const std::vector<bool>& layers) const {
   need_open("rope");
+  const std::string name = call;
   if (count != spec_.rotary_dim / 2)
-    refuse("Decoder.set_rope: " + text(count) + " frequencies, rotary_dim=" + text(spec_.rotary_dim) +
-           " needs " + text(spec_.rotary_dim / 2));
+    refuse(name + ": " + text(count) + " frequencies, rotary_dim=" + text(spec_.rotary_dim) + " needs " +
+           text(spec_.rotary_dim / 2));
   if (layers.size() != spec_.n_layers)
-    refuse("Decoder.set_rope: layer_mask has " + text(layers.size()) +
+    refuse(name + ": layer_mask has " + text(layers.size()) +
            " entries, needs n_layers=" + text(spec_.n_layers));
   for (size_t i = 0; i < count; ++i)
-    if (!std::isfinite(inverse_frequencies[i]))
-      refuse("Decoder.set_rope: frequency " + text(i) + " is not finite");
-  if (!std::isfinite(attention_factor)) refuse("Decoder.set_rope: attention_factor is not finite");
-  inverse_frequencies_.assign(inverse_frequencies, inverse_frequencies + count);
-  attention_factor_ = attention_factor;
+    if (!std::isfinite(inverse_frequencies[i])) refuse(name + ": frequency " + text(i) + " is not finite");
+  if (!std::isfinite(attention_factor)) refuse(name + ": attention_factor is not finite");
+  return {std::vector<float>(inverse_frequencies, inverse_frequencies + count), attention_factor};
+}
+
+void Decoder::set_rope(const float* inverse_frequencies, size_t count, float attention_factor,
+                       const std::vector<bool>& layers) {
+  rotations_[0] = rotation("Decoder.set_rope", inverse_frequencies, count, attention_factor, layers);
   for (size_t i = 0; i < layers.size(); ++i) layers_[i].rotates = layers[i] && count > 0;
+}
+
+void Decoder::set_local_rope(const float* inverse_frequencies, size_t count, float attention_factor,
+                             const std::vector<bool>& layers) {
+  rotations_.resize(1);
+  rotations_.push_back(
+      rotation("Decoder.set_local_rope", inverse_frequencies, count, attention_factor, layers));
+  for (size_t i = 0; i < layers.size(); ++i) layers_[i].local = layers[i];
 }
 
 void Decoder::set_windows(const std::vector<int64_t>& windows) {
@@ -246,20 +304,26 @@ void Decoder::finish() {
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const bool sparse = spec_.sparse(i);
     for (const MatrixField& f : kMatrices)
-      if (!sparse || !of_mlp(f))
+      if (!spec_.gated && f.field == &DecoderLayer::gate)
+        continue;
+      else if (!sparse || !of_mlp(f))
         check_matrix(layer_name(i, f.name), layers_[i].*f.field, f.out(spec_), f.in(spec_));
       else if (layers_[i].*f.field)
         refuse("Decoder.finish: matrix '" + layer_name(i, f.name) +
                "' is set, but the layer has experts; set those of experts.J");
     if (sparse) check_experts(i);
     for (const VectorField& f : kVectors) {
-      const bool needed = f.need == Need::always || (f.need == Need::qk_norm && spec_.qk_norm) ||
-                          (f.need == Need::sub_norm && spec_.sub_norm);
-      if (needed && (layers_[i].*f.field).empty())
+      if (f.wanted.field && f.wanted.present(spec_) && (layers_[i].*f.field).empty())
         refuse("Decoder.finish: vector '" + layer_name(i, f.name) + "' is not set; call set_vector");
     }
   }
-  if (inverse_frequencies_.size() != spec_.rotary_dim / 2)
+  if (spec_.learned_positions) {
+    check_matrix("positions", positions_, positions_ ? positions_->out_features : 0, spec_.hidden_size);
+    if (positions_->out_features <= spec_.position_offset)
+      refuse("Decoder.finish: 'positions' has " + text(positions_->out_features) +
+             " rows, too few for position_offset=" + text(spec_.position_offset));
+  }
+  if (rotations_[0].inverse_frequencies.size() != spec_.rotary_dim / 2)
     refuse("Decoder.finish: rotary_dim=" + text(spec_.rotary_dim) + " but no frequencies; call set_rope");
   workspace_ = std::make_unique<DecoderWorkspace>(*this);
   finished_ = true;

@@ -20,6 +20,11 @@
 
 namespace lowbit {
 
+// What normalizes the stream; sub norms and those of queries and keys are always RMS.
+enum class NormKind : uint8_t { rms, layer };
+// What of a half of a layer is normalized: what it reads, what it adds to the stream, or both.
+enum class NormPlace : uint8_t { pre, post, sandwich };
+
 struct DecoderSpec {
   size_t n_layers = 0;
   size_t hidden_size = 0;
@@ -30,9 +35,20 @@ struct DecoderSpec {
   size_t vocab_size = 0;
   float norm_eps = 1e-5f;
   Activation activation = Activation::silu;
-  bool qk_norm = false;   // RMSNorm of every query and key head before rotation
-  bool sub_norm = false;  // RMSNorm before the o and down projections
+  bool gated = true;  // MLP: activation(gate) * up; else activation(up)
+  NormKind norm = NormKind::rms;
+  NormPlace norm_place = NormPlace::pre;
+  bool qk_norm = false;            // RMSNorm of every query and key head before rotation
+  bool qk_norm_whole = false;      // with qk_norm: of all heads together
+  bool sub_norm = false;           // RMSNorm before the o and down projections
+  bool parallel = false;           // attention and MLP read the same stream
+  bool learned_positions = false;  // row position + position_offset of `positions` is added to the embedding
+  size_t position_offset = 0;
+  float embedding_scale = 1;
   float attention_scale = 0;
+  float attention_softcap = 0;  // scores become cap * tanh(score / cap); 0: they stay
+  float logit_softcap = 0;
+  bool sinks = false;       // a score per head that takes part in the softmax and has no value
   int activation_bits = 8;  // 8 or 16
   int kv_bits = 16;         // of keys and values: 16; 8 for attention in integers; 4 or 2 in pages
   size_t rotary_dim = 0;    // leading dimensions of a head that rotate; 0: none
@@ -47,7 +63,15 @@ struct DecoderSpec {
   size_t kv_size() const { return n_kv_heads * head_dim; }
   bool sparse(size_t layer) const { return !sparse_layers.empty() && sparse_layers[layer]; }
   Router router() const { return {n_experts, experts_per_token, router_order, router_renormalize}; }
+  bool norms_input() const { return norm_place != NormPlace::post; }
+  bool norms_output() const { return norm_place != NormPlace::pre; }
   KvShape kv_shape() const { return {n_layers, n_kv_heads, head_dim, kv_bits}; }
+};
+
+// Speeds of one rotation; cosines and sines are multiplied by `factor`.
+struct Rotation {
+  std::vector<float> inverse_frequencies;
+  float factor = 1;
 };
 
 // One layer. Matrices belong to the caller; vectors are copies, empty where the network has none.
@@ -55,10 +79,13 @@ struct DecoderLayer {
   const Matrix *q = nullptr, *k = nullptr, *v = nullptr, *o = nullptr;
   const Matrix *gate = nullptr, *up = nullptr, *down = nullptr;
   std::vector<float> input_norm, post_norm, q_norm, k_norm, attn_sub_norm, ffn_sub_norm;
+  std::vector<float> input_norm_bias, post_norm_bias, attn_out_norm, mlp_out_norm;
+  std::vector<float> sinks;
   std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
   ExpertLayer sparse;  // in place of gate, up and down, or without experts
   bool rotates = true;
-  size_t window = 0;  // 0: all earlier positions
+  bool local = false;  // by the second rotation
+  size_t window = 0;   // 0: all earlier positions
 };
 
 // `count` tokens that continue `cache`, and what a step is to find out about them.
@@ -91,17 +118,20 @@ class Decoder {
   explicit Decoder(const DecoderSpec& spec);
   ~Decoder();
 
-  // Names: "embed", "head", "layers.N.q|k|v|o|gate|up|down", in sparse layers "layers.N.router" and
-  // "layers.N.experts.J.gate|up|down". The matrix must outlive the decoder.
+  // Names: "embed", "head", "positions", "layers.N.q|k|v|o|gate|up|down", in sparse layers "layers.N.router"
+  // and "layers.N.experts.J.gate|up|down". The matrix must outlive the decoder.
   void set_matrix(const std::string& name, const Matrix* matrix);
-  // Names: "norm",
-  // "layers.N.input_norm|post_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|q_bias|k_bias|v_bias|
-  // o_bias|gate_bias|up_bias|down_bias". Copied.
+  // Names: "norm", "norm_bias", and "layers.N." before input_norm|input_norm_bias|attn_out_norm|post_norm|
+  // post_norm_bias|mlp_out_norm|q_norm|k_norm|attn_sub_norm|ffn_sub_norm|sinks|q_bias|k_bias|v_bias|o_bias|
+  // gate_bias|up_bias|down_bias. post_norm is that before the MLP. Copied.
   void set_vector(const std::string& name, const float* values, size_t count);
   // Rotation by position * inverse_frequencies[i], cosines and sines times `attention_factor`, in the layers
   // where `layers` is true (size n_layers).
   void set_rope(const float* inverse_frequencies, size_t count, float attention_factor,
                 const std::vector<bool>& layers);
+  // Another rotation for the layers where `layers` is true, of those that rotate.
+  void set_local_rope(const float* inverse_frequencies, size_t count, float attention_factor,
+                      const std::vector<bool>& layers);
   void set_windows(const std::vector<int64_t>& windows);
   // Checks that everything needed is there. Throws std::invalid_argument naming what is missing.
   void finish();
@@ -109,10 +139,12 @@ class Decoder {
   const DecoderSpec& spec() const { return spec_; }
   const Matrix& embedding() const { return *embed_; }
   const Matrix& head() const { return *head_; }
+  const Matrix* positions() const { return positions_; }
   const std::vector<float>& final_norm() const { return norm_; }
+  const std::vector<float>& final_norm_bias() const { return norm_bias_; }
   const DecoderLayer& layer(size_t i) const { return layers_[i]; }
-  const std::vector<float>& inverse_frequencies() const { return inverse_frequencies_; }
-  float attention_factor() const { return attention_factor_; }
+  // That of most layers, then the local one where there is one.
+  const std::vector<Rotation>& rotations() const { return rotations_; }
   // A decoder without weights still has a shape; only a finished one runs.
   bool finished() const { return finished_; }
 
@@ -133,15 +165,17 @@ class Decoder {
   size_t layer_number(const std::string& name, std::string* rest) const;
   void need_open(const std::string& name) const;
   void check_experts(size_t index) const;
+  Rotation rotation(const char* call, const float* inverse_frequencies, size_t count, float attention_factor,
+                    const std::vector<bool>& layers) const;
   void check_step(const char* call, const std::vector<int32_t>& tokens, const std::vector<Run>& runs) const;
 
   DecoderSpec spec_;
   const Matrix* embed_ = nullptr;
   const Matrix* head_ = nullptr;
-  std::vector<float> norm_;
+  const Matrix* positions_ = nullptr;
+  std::vector<float> norm_, norm_bias_;
   std::vector<DecoderLayer> layers_;
-  std::vector<float> inverse_frequencies_;
-  float attention_factor_ = 1;
+  std::vector<Rotation> rotations_{1};
   bool finished_ = false;
   std::mutex step_;  // one step at a time: the workspace is shared
   std::unique_ptr<DecoderWorkspace> workspace_;

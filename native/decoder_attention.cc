@@ -19,7 +19,8 @@ HeadPreparation Walk::preparation(size_t layer, size_t row) const {
   p.norm_eps = spec_.norm_eps;
   p.half = spec_.rotary_dim / 2;
   if (decoder_.layer(layer).rotates) {
-    p.cosine = lane_.rotation.get() + row * spec_.rotary_dim;
+    p.cosine = lane_.rotation.get() + row * w_.rotation_stride();
+    if (decoder_.layer(layer).local) p.cosine += spec_.rotary_dim;
     p.sine = p.cosine + p.half;
   }
   p.scale = 1;
@@ -33,8 +34,10 @@ void Walk::append(size_t index, const Slice& slice, size_t query, size_t kv_head
   const size_t row = slice.row + query, position = slice.position + query;
   const float* projected = w_.qkv_ + row * w_.qkv_stride_ + q + kv_head * dim;
   HeadPreparation p = preparation(index, row);
-  p.bias = offset_or_null(layer.k_bias, kv_head * dim);
-  p.norm = offset_or_null(layer.k_norm, 0);
+  if (!spec_.qk_norm_whole) {
+    p.bias = offset_or_null(layer.k_bias, kv_head * dim);
+    p.norm = offset_or_null(layer.k_norm, 0);
+  }
   float* key = w_.attention_scratch_[member_.id].get();
   kernels_.prepare_head(p, projected, key);
   const size_t segment = position / kSegment, stride = spec_.kv_shape().value_stride();
@@ -100,16 +103,19 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
   total.sum = total.peak + rows;
   part.peak = total.sum + rows;
   part.sum = part.peak + rows;
+  const bool integers = spec_.kv_bits == 8;
+  const float unit = integers ? kLn2 : 1;
   const auto finish = [&](const AttentionState& state) {
     for (size_t row = 0; row < rows; ++row) {
       const size_t token = slice.row + item.first_query + row / group;
       const size_t head = item.kv_head * group + row % group;
+      if (spec_.sinks)
+        kernels_.add_sink(state, row, stride, unit, integers ? kWeightLevels : 1, layer.sinks[head]);
       kernels_.finish(state, row, dim, stride, w_.attended_ + token * q + head * dim);
     }
   };
 
   // Rounded queries lie where float ones would, one float row at a time behind them.
-  const bool integers = spec_.kv_bits == 8;
   const size_t groups = spec_.kv_shape().key_groups();
   int8_t* rounded = reinterpret_cast<int8_t*>(queries);
   float* scales = queries + rows * stride / sizeof(float);
@@ -119,8 +125,10 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
       const size_t token = slice.row + item.first_query + row / group;
       const size_t head = item.kv_head * group + row % group;
       HeadPreparation p = preparation(index, token);
-      p.bias = offset_or_null(layer.q_bias, head * dim);
-      p.norm = offset_or_null(layer.q_norm, 0);
+      if (!spec_.qk_norm_whole) {
+        p.bias = offset_or_null(layer.q_bias, head * dim);
+        p.norm = offset_or_null(layer.q_norm, 0);
+      }
       p.scale = spec_.attention_scale;
       float* query = integers ? wide : queries + row * stride;
       kernels_.prepare_head(p, w_.qkv_ + token * w_.qkv_stride_ + head * dim, query);
@@ -129,10 +137,10 @@ void Walk::attend_item(size_t index, const AttentionItem& item) {
                              starts + row * groups);
     }
   }
-  const float unit = integers ? kLn2 : 1;
-  AttentionTile tile = {queries, rows, group, dim, stride, position, layer.window, 0};
-  const IntegerTile integer_tile = {rounded, scales, starts, rows,     group,
-                                    groups,  dim,    stride, position, layer.window};
+  const float softcap = spec_.attention_softcap;
+  AttentionTile tile = {queries, rows, group, dim, stride, position, layer.window, softcap, 0};
+  const IntegerTile integer_tile = {rounded, scales, starts,   rows,         group,           groups,
+                                    dim,     stride, position, layer.window, softcap * kLog2e};
   const auto attend_segment = [&](size_t segment, bool fresh, const AttentionState& state) {
     if (integers) {
       kernels_.attend_integers(integer_tile, slice.cache->integers(segment, index, item.kv_head),

@@ -32,13 +32,15 @@ void Walk::head() {
 // Wanted rows [first, first + count).
 void Walk::head_group(size_t first, size_t count) {
   const size_t n = spec_.hidden_size, vocab = spec_.vocab_size;
-  const std::vector<float>& bias = decoder_.layer(spec_.n_layers - 1).down_bias;
+  const DecoderLayer& last_layer = decoder_.layer(spec_.n_layers - 1);
   size_t begin, end;
   own_rows(count, &begin, &end);
   for (size_t i = begin; i < end; ++i) {
     const size_t row = narrowed_ ? first + i : w_.wanted_[first + i];
-    norm_row(row, from_mlp(spec_.n_layers - 1) + row * w_.hidden_stride_, bias, decoder_.final_norm(),
-             normed_row(i, n), integer_row(lane_.head, i));
+    enter_row(row,
+              {from_mlp(spec_.n_layers - 1) + row * w_.hidden_stride_, last_layer.down_bias,
+               last_layer.mlp_out_norm, decoder_.final_norm(), decoder_.final_norm_bias()},
+              normed_row(i, n), integer_row(lane_.head, i));
   }
   sync();
   float* kept = w_.output_.logits;
@@ -48,10 +50,16 @@ void Walk::head_group(size_t first, size_t count) {
   present.tokens = count;
   matmul(member_, &product, 1, present, w_.matmul_scratch_[member_.id]);
   barrier();
-  if (kept) return;
+  if (kept && spec_.logit_softcap == 0) return;
 
   const size_t chunks = logit_chunks(vocab);
   member_.share(count * chunks, &begin, &end);
+  if (spec_.logit_softcap != 0)
+    for (size_t i = begin; i < end; ++i) {
+      const size_t at = i % chunks * kLogitChunk, size = std::min(kLogitChunk, vocab - at);
+      kernels_.softcap(logits + i / chunks * vocab + at, size, spec_.logit_softcap);
+    }
+  if (kept) return;
   for (size_t i = begin; i < end; ++i)
     w_.chunks_[i] = scan_chunk(logits + i / chunks * vocab, vocab, i % chunks);
   barrier();

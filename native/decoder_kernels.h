@@ -9,7 +9,9 @@
 
 namespace lowbit {
 
-enum class Activation : uint8_t { silu, relu2, gelu_tanh };
+// Of the gate, which multiplies `up`; swiglu_clamped (gpt-oss) changes both: min(gate, 7) *
+// sigmoid(1.702 gate) * (clip(up, -7, 7) + 1).
+enum class Activation : uint8_t { silu, relu2, gelu_tanh, gelu, relu, swiglu_clamped };
 
 // What turns a projected head into a query or key, in this order: bias, norm, rotation, scale.
 struct HeadPreparation {
@@ -33,6 +35,7 @@ struct AttentionTile {
   size_t stride;           // head_dim rounded up to 16
   size_t position;         // of the first query; the others follow
   size_t window;           // a query at i sees keys j with i - j < window; 0: all up to i
+  float softcap;           // scores become softcap * tanh(score / softcap); 0: they stay
   ptrdiff_t segment_step;  // numbers from a head's keys in this segment to those in the next
 };
 
@@ -55,6 +58,7 @@ struct IntegerTile {
   size_t stride;
   size_t position;
   size_t window;
+  float softcap;  // of binary logarithms
 };
 struct KvIntegers;
 
@@ -63,8 +67,15 @@ struct DecoderKernels {
   // integers where row is not null. out may be x.
   void (*norm)(float* x, const float* y, const float* bias, const float* weight, size_t n, float eps,
                float* out, const IntegerRow* row);
-  // out = activation(gate + gate_bias) * (up + up_bias), and its integers where row is not null; biases may
-  // be null, out may be gate.
+  // The same with LayerNorm: out = (x - mean) / sqrt(variance + eps) * weight + shift; shift may be null.
+  void (*layer_norm)(float* x, const float* y, const float* bias, const float* weight, const float* shift,
+                     size_t n, float eps, float* out, const IntegerRow* row);
+  // x += y + bias (both may be null), out = x, and its integers where row is not null. out may be x or y.
+  void (*add)(float* x, const float* y, const float* bias, size_t n, float* out, const IntegerRow* row);
+  // x = cap * tanh(x / cap).
+  void (*softcap)(float* x, size_t n, float cap);
+  // out = activation(gate + gate_bias) * (up + up_bias), or activation(gate + gate_bias) where up is null,
+  // and its integers where row is not null; biases may be null, out may be gate.
   void (*activate)(Activation kind, const float* gate, const float* gate_bias, const float* up,
                    const float* up_bias, size_t n, float* out, const IntegerRow* row);
   void (*prepare_head)(const HeadPreparation& p, const float* x, float* out);
@@ -100,6 +111,10 @@ struct DecoderKernels {
   // Folds the state of the next segment into the state of all earlier ones; peaks are logarithms in `unit`.
   void (*merge)(size_t rows, size_t stride, float unit, const AttentionState& total,
                 const AttentionState& part);
+  // Lets a score without a value take part in one row's softmax, once all segments are folded. unit as in
+  // merge(); level: the weight that a score as large as the peak has.
+  void (*add_sink)(const AttentionState& total, size_t row, size_t stride, float unit, float level,
+                   float score);
   // out[0 .. head_dim) = mixed / sum of one row.
   void (*finish)(const AttentionState& total, size_t row, size_t head_dim, size_t stride, float* out);
 
@@ -118,6 +133,8 @@ constexpr size_t kAttentionBlock = 64;
 // Peaks of float attention are natural logarithms, those of integer attention binary ones.
 constexpr float kLn2 = 0x1.62e430p-1f;
 constexpr float kLog2e = 0x1.715476p+0f;
+// The largest weight of a key in integer attention.
+constexpr float kWeightLevels = 255;
 
 // The table of the active instruction set.
 const DecoderKernels& decoder_kernels();

@@ -36,11 +36,12 @@ void Walk::product(const Product* products, size_t count, const Activations& a) 
 
 void Walk::run() {
   embed();
+  static const std::vector<float> kNone;
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const DecoderLayer& layer = decoder_.layer(i);
-    const bool first = i == 0;
-    normalize(first ? nullptr : from_mlp(i - 1), first ? layer.o_bias : decoder_.layer(i - 1).down_bias,
-              layer.input_norm);
+    const DecoderLayer* before = i == 0 ? nullptr : &decoder_.layer(i - 1);
+    enter({before ? from_mlp(i - 1) : nullptr, before ? before->down_bias : kNone,
+           before ? before->mlp_out_norm : kNone, layer.input_norm, layer.input_norm_bias});
     attention_half(i);
     if (i + 1 == spec_.n_layers) {
       if (w_.wanted_.empty()) return;  // only keys and values were needed
@@ -52,37 +53,49 @@ void Walk::run() {
 }
 
 void Walk::embed() {
+  const size_t n = spec_.hidden_size;
   size_t begin, end;
   own_rows(rows_, &begin, &end);
-  for (size_t row = begin; row < end; ++row)
-    dequantize_row(decoder_.embedding(), static_cast<size_t>((*w_.tokens_)[w_.first_token_ + row]),
-                   lane_.stream.get() + row * spec_.hidden_size);
+  for (size_t row = begin; row < end; ++row) {
+    float* x = lane_.stream.get() + row * n;
+    dequantize_row(decoder_.embedding(), static_cast<size_t>((*w_.tokens_)[w_.first_token_ + row]), x);
+    if (spec_.embedding_scale != 1)
+      for (size_t i = 0; i < n; ++i) x[i] *= spec_.embedding_scale;
+  }
   // Angles are float32 products, as in training; sines and cosines of them in double.
-  const std::vector<float>& frequencies = decoder_.inverse_frequencies();
-  const size_t half = frequencies.size();
-  const float factor = decoder_.attention_factor();
+  const size_t half = spec_.rotary_dim / 2;
   for (const Slice& slice : w_.slices_) {
     for (size_t i = 0; i < slice.count; ++i) {
       const size_t row = slice.row + i;
       if (row < begin || row >= end) continue;
-      float* cosine = lane_.rotation.get() + row * spec_.rotary_dim;
-      for (size_t k = 0; k < half; ++k) {
-        const float angle = static_cast<float>(slice.position + i) * frequencies[k];
-        cosine[k] = static_cast<float>(std::cos(static_cast<double>(angle))) * factor;
-        cosine[half + k] = static_cast<float>(std::sin(static_cast<double>(angle))) * factor;
+      if (const Matrix* positions = decoder_.positions()) {
+        float* own = normed_row(row, n);
+        dequantize_row(*positions, slice.position + i + spec_.position_offset, own);
+        kernels_.add(lane_.stream.get() + row * n, own, nullptr, n, lane_.stream.get() + row * n, nullptr);
+      }
+      float* cosine = lane_.rotation.get() + row * w_.rotation_stride();
+      for (const Rotation& rotation : decoder_.rotations()) {
+        for (size_t k = 0; k < half; ++k) {
+          const float angle = static_cast<float>(slice.position + i) * rotation.inverse_frequencies[k];
+          cosine[k] = static_cast<float>(std::cos(static_cast<double>(angle))) * rotation.factor;
+          cosine[half + k] = static_cast<float>(std::sin(static_cast<double>(angle))) * rotation.factor;
+        }
+        cosine += 2 * half;
       }
     }
   }
 }
 
-// stream += delta + bias; normed = norm(stream), also as integers.
-void Walk::normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight) {
+// Brings `entry` into the stream and leaves what the next half reads, also as integers.
+void Walk::enter(const Entry& entry) {
   const size_t n = spec_.hidden_size;
   size_t begin, end;
   own_rows(rows_, &begin, &end);
-  for (size_t row = begin; row < end; ++row)
-    norm_row(row, delta ? delta + row * w_.hidden_stride_ : nullptr, bias, weight, normed_row(row, n),
-             integer_row(lane_.hidden, row));
+  for (size_t row = begin; row < end; ++row) {
+    Entry own = entry;
+    if (own.delta) own.delta += row * w_.hidden_stride_;
+    enter_row(row, own, normed_row(row, n), integer_row(lane_.hidden, row));
+  }
   sync();
 }
 
@@ -91,11 +104,34 @@ float* Walk::normed_row(size_t row, size_t size) const {
   return lane_.normed.get() + (w_.normed_floats_ ? row * size : member_.id * w_.normed_size());
 }
 
-void Walk::norm_row(size_t row, const float* delta, const std::vector<float>& bias,
-                    const std::vector<float>& weight, float* out, const IntegerRow& integers) {
+void Walk::norm(float* x, const float* y, const float* bias, const std::vector<float>& weight,
+                const float* shift, float* out, const IntegerRow* integers) {
   const size_t n = spec_.hidden_size;
-  kernels_.norm(lane_.stream.get() + row * n, delta, data_or_null(bias), weight.data(), n, spec_.norm_eps,
-                out, &integers);
+  if (spec_.norm == NormKind::rms)
+    kernels_.norm(x, y, bias, weight.data(), n, spec_.norm_eps, out, integers);
+  else
+    kernels_.layer_norm(x, y, bias, weight.data(), shift, n, spec_.norm_eps, out, integers);
+}
+
+void Walk::enter_row(size_t row, const Entry& entry, float* out, const IntegerRow& integers) {
+  const size_t n = spec_.hidden_size;
+  float* x = lane_.stream.get() + row * n;
+  const float *delta = entry.delta, *bias = data_or_null(entry.bias);
+  if (delta && !entry.delta_norm.empty()) {  // others may read the row, too: its norm goes to `out`
+    for (size_t i = 0; i < n; ++i) out[i] = bias ? delta[i] + bias[i] : delta[i];
+    norm(out, nullptr, nullptr, entry.delta_norm, nullptr, out, nullptr);
+    delta = out;
+    bias = nullptr;
+  }
+  const float* shift = data_or_null(entry.norm_bias);
+  if (entry.late) {
+    norm(x, nullptr, nullptr, entry.norm, shift, out, &integers);
+    kernels_.add(x, delta, bias, n, x, nullptr);
+  } else if (entry.norm.empty()) {
+    kernels_.add(x, delta, bias, n, out, &integers);
+  } else {
+    norm(x, delta, bias, entry.norm, shift, out, &integers);
+  }
 }
 
 void Walk::attention_half(size_t index) {
@@ -106,6 +142,10 @@ void Walk::attention_half(size_t index) {
       {layer.q, qkv, stride}, {layer.k, qkv + q, stride}, {layer.v, qkv + q + kv, stride}};
   product(inputs, 3, lane_.hidden);
   barrier();
+  if (spec_.qk_norm_whole) {
+    norm_heads(layer);
+    barrier();
+  }
   if (!w_.fused_append_) {
     append_all(index);
     barrier();
@@ -134,13 +174,40 @@ void Walk::attention_half(size_t index) {
   barrier();
 }
 
+// All heads of a query or key together, in place and with their bias.
+void Walk::norm_heads(const DecoderLayer& layer) {
+  size_t begin, end;
+  member_.share(rows_, &begin, &end);
+  const auto norm_part = [&](float* x, const std::vector<float>& bias, const std::vector<float>& weight) {
+    for (size_t i = 0; i < bias.size(); ++i) x[i] += bias[i];
+    kernels_.norm(x, nullptr, nullptr, weight.data(), weight.size(), spec_.norm_eps, x, nullptr);
+  };
+  for (size_t row = begin; row < end; ++row) {
+    float* queries = w_.qkv_ + row * w_.qkv_stride_;
+    norm_part(queries, layer.q_bias, layer.q_norm);
+    norm_part(queries + spec_.q_size(), layer.k_bias, layer.k_norm);
+  }
+}
+
 void Walk::mlp_half(const DecoderLayer& layer) {
-  normalize(w_.from_attention_, layer.o_bias, layer.post_norm);
-  if (!layer.sparse.experts.empty()) return expert_half(layer.sparse);
+  enter({w_.from_attention_, layer.o_bias, layer.attn_out_norm, layer.post_norm, layer.post_norm_bias,
+         spec_.parallel});
+  if (!layer.sparse.experts.empty())
+    expert_half(layer.sparse);
+  else
+    dense_mlp(layer);
+}
+
+void Walk::dense_mlp(const DecoderLayer& layer) {
   const size_t n = spec_.intermediate_size;
   const size_t stride = w_.inner_stride_;
   const Product inputs[] = {{layer.gate, w_.gate_.get(), stride}, {layer.up, w_.up_, stride}};
-  product(inputs, 2, lane_.hidden);
+  const Product alone = {layer.up, w_.gate_.get(), stride};
+  const std::vector<float>& gate_bias = spec_.gated ? layer.gate_bias : layer.up_bias;
+  if (spec_.gated)
+    product(inputs, 2, lane_.hidden);
+  else
+    product(&alone, 1, lane_.hidden);
   barrier();
 
   size_t begin, end;
@@ -149,8 +216,8 @@ void Walk::mlp_half(const DecoderLayer& layer) {
     float* out = lane_.activated.get() + (w_.inner_floats_ ? row : member_.id) * n;
     const IntegerRow integers = integer_row(lane_.inner, row);
     const IntegerRow* wanted = layer.down->reads_integers() ? &integers : nullptr;
-    kernels_.activate(spec_.activation, w_.gate_.get() + row * stride, data_or_null(layer.gate_bias),
-                      w_.up_ + row * stride, data_or_null(layer.up_bias), n, out,
+    kernels_.activate(spec_.activation, w_.gate_.get() + row * stride, data_or_null(gate_bias),
+                      spec_.gated ? w_.up_ + row * stride : nullptr, data_or_null(layer.up_bias), n, out,
                       spec_.sub_norm ? nullptr : wanted);
     if (spec_.sub_norm)
       kernels_.norm(out, nullptr, nullptr, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out, wanted);

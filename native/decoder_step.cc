@@ -87,6 +87,12 @@ void Decoder::check_step(const char* call, const std::vector<int32_t>& tokens,
           name + ": cache " + std::to_string(i) + " holds " + std::to_string(cache.length()) +
           " of capacity=" + std::to_string(cache.capacity()) + " positions and cannot take " +
           std::to_string(runs[i].count) + " more; truncate it or make a larger one");
+    const size_t rows = positions_ ? positions_->out_features - spec_.position_offset : SIZE_MAX;
+    if (cache.length() + runs[i].count > rows)
+      throw std::invalid_argument(name + ": cache " + std::to_string(i) + " would hold " +
+                                  std::to_string(cache.length() + runs[i].count) +
+                                  " positions, and the network has " + std::to_string(rows) +
+                                  "; shorten the text");
     if (!runs[i].cache->prepare(cache.length() + runs[i].count))
       throw std::invalid_argument(name + ": cache " + std::to_string(i) + " has no blocks for " +
                                   std::to_string(runs[i].count) + " more positions after " +
@@ -190,7 +196,7 @@ DecoderWorkspace::DecoderWorkspace(const Decoder& decoder) : decoder_(decoder), 
   normed_floats_ |= experts_.reads_values;
   const size_t halves = std::max(qkv_stride_ + spec_.q_size(), inner_stride_);
   const size_t floats = spec_.hidden_size + halves + std::max(inner_stride_, hidden_stride_) +
-                        spec_.rotary_dim + (inner_floats_ ? spec_.intermediate_size : 0) +
+                        rotation_stride() + (inner_floats_ ? spec_.intermediate_size : 0) +
                         (normed_floats_ ? normed_size() : 0) + expert_floats();
   const size_t codes = spec_.hidden_size + spec_.q_size() + spec_.intermediate_size;
   const size_t weights = weight_bytes(decoder);
@@ -326,7 +332,7 @@ void DecoderWorkspace::lay_out(size_t members) {
   for (size_t i = 0; i < lanes; ++i) {
     Lane& lane = *lanes_[i];
     lane.stream.grow(n * spec_.hidden_size);
-    lane.rotation.grow(n * spec_.rotary_dim);
+    lane.rotation.grow(n * rotation_stride());
     float* normed = lane.normed.grow((normed_floats_ ? n : members) * normed_size());
     float* inner = lane.activated.grow((inner_floats_ ? n : members) * spec_.intermediate_size);
     lane.hidden = lane.hidden_memory.prepare(n, spec_.hidden_size, limbs, normed);

@@ -45,7 +45,7 @@ struct Lane {
   FloatBuffer stream;     // [tokens][hidden] residual
   FloatBuffer normed;     // [tokens][max(hidden, q_size)] where a product reads floats, else a row per member
   FloatBuffer activated;  // [tokens][intermediate] where `down` reads floats, else one row per member
-  FloatBuffer rotation;   // [tokens][rotary_dim]: cosines, then sines
+  FloatBuffer rotation;   // [tokens][rotations][rotary_dim]: cosines, then sines
   ActivationBuffer hidden_memory, attention_memory, inner_memory, head_memory;
   Activations hidden, attention, inner, head;
   // Of a sparse layer.
@@ -128,6 +128,7 @@ class DecoderWorkspace {
   void plan_attention(size_t members);
   void lay_out(size_t members);
   size_t expert_floats();
+  size_t rotation_stride() const { return decoder_.rotations().size() * spec_.rotary_dim; }
   size_t normed_size() const { return std::max(spec_.hidden_size, spec_.q_size()); }
 
   const Decoder& decoder_;
@@ -178,6 +179,16 @@ class DecoderWorkspace {
   std::vector<std::unique_ptr<Sampler>> scorers_;  // per member: finds the likeliest tokens beside scores
 };
 
+// What comes into the stream before a half of a layer, and how the half reads it.
+struct Entry {
+  const float* delta;              // row of what the half before projected; null: nothing
+  const std::vector<float>& bias;  // of that projection
+  const std::vector<float>& delta_norm;
+  const std::vector<float>& norm;  // empty: the stream is read as it is
+  const std::vector<float>& norm_bias;
+  bool late = false;  // the stream is read before `delta` comes in
+};
+
 // One member's way through a pass.
 class Walk {
  public:
@@ -193,12 +204,15 @@ class Walk {
   }
   void product(const Product* products, size_t count, const Activations& a);
   void embed();
-  void normalize(const float* delta, const std::vector<float>& bias, const std::vector<float>& weight);
+  void enter(const Entry& entry);
   float* normed_row(size_t row, size_t size) const;
-  void norm_row(size_t row, const float* delta, const std::vector<float>& bias,
-                const std::vector<float>& weight, float* out, const IntegerRow& integers);
+  void enter_row(size_t row, const Entry& entry, float* out, const IntegerRow& integers);
+  void norm(float* x, const float* y, const float* bias, const std::vector<float>& weight, const float* shift,
+            float* out, const IntegerRow* integers);
   void attention_half(size_t layer);
+  void norm_heads(const DecoderLayer& layer);
   void mlp_half(const DecoderLayer& layer);
+  void dense_mlp(const DecoderLayer& layer);
   // decoder_experts.cc
   void expert_half(const ExpertLayer& layer);
   void expert_wave(const ExpertLayer& layer, const ExpertPlan& plan, size_t first, size_t last);

@@ -46,6 +46,15 @@ void merge(size_t rows, size_t stride, float unit, const AttentionState& total, 
   }
 }
 
+void add_sink(const AttentionState& total, size_t row, size_t stride, float unit, float level, float score) {
+  const float peak = total.peak[row] * unit, next = peak > score ? peak : score;
+  alignas(64) float weights[16] = {peak - next, score - next};
+  store(weights, exponential(load(weights)));
+  total.sum[row] = total.sum[row] * weights[0] + level * weights[1];
+  float* x = total.mixed + row * stride;
+  for (size_t d = 0; d < stride; d += 16) store(x + d, mul(load(x + d), set1(weights[0])));
+}
+
 void finish(const AttentionState& total, size_t row, size_t head_dim, size_t stride, float* out) {
   const F32 inverse = set1(1.0f / total.sum[row]);
   const float* x = total.mixed + row * stride;
@@ -64,6 +73,7 @@ void finish(const AttentionState& total, size_t row, size_t head_dim, size_t str
 void add_attention_kernels(DecoderKernels& table) {
   table.attend = attend;
   table.merge = merge;
+  table.add_sink = add_sink;
   table.finish = finish;
 }
 

@@ -158,6 +158,10 @@ void attend_rows(const AttentionTile& t, size_t row, const Block<Number>& b, con
     score<rows, kWide>(queries, t.stride, b.keys + v * step, b.next_keys, step, t.head_dim, scores + 16 * v);
   for (; v < vectors; ++v)
     score<rows, 1>(queries, t.stride, b.keys + v * step, b.next_keys, step, t.head_dim, scores + 16 * v);
+  if (t.softcap != 0)
+    for (size_t r = 0; r < rows; ++r)
+      for (float* s = scores + r * kAttentionBlock; s < scores + r * kAttentionBlock + 16 * vectors; s += 16)
+        store(s, soft_capped(load(s), t.softcap));
   for (size_t r = 0; r < rows; ++r)
     for (size_t key = 16 * vectors; key < kAttentionBlock; ++key) scores[r * kAttentionBlock + key] = kHidden;
 

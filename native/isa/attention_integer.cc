@@ -3,9 +3,9 @@
 // A query is int8 with one scale per 64 channels, like the keys. Scores are exact int32 sums, scaled once, as
 // binary logarithms:
 //   t[key] = sum over groups (q . k) * query_scale * key_scale + log2(value_scale[key])
-// The weights of a segment are w[key] = kLevels * 2^(t[key] - max t): the value's own scale is in them, so
-// that 8 bits resolve best where the weighted *values* are largest (the first token of a text takes most of
-// the probability and has tiny values). Then
+// The weights of a segment are w[key] = kWeightLevels * 2^(t[key] - max t): the value's own scale is in them,
+// so that 8 bits resolve best where the weighted *values* are largest (the first token of a text takes most
+// of the probability and has tiny values). Then
 //   mixed = sum over keys round(w) * value_code     exact in int32
 //   sum   = sum over keys w / value_scale           the probabilities themselves, in float32
 // and attention is mixed / sum, as in attention.cc. The maximum is taken over the keys of a segment that the
@@ -26,7 +26,6 @@ namespace {
 
 constexpr size_t kWords = kAttentionBlock / 4;  // steps of four keys in a block
 constexpr size_t kFetchAhead = 2048;            // bytes; keys, values and scales of a head are neighbours
-constexpr float kLevels = 255;
 static_assert(kAttentionBlock == 64, "four vectors of weights become one vector of bytes");
 
 // GCC 12 copies the sum of the intrinsic to another register and back; a tied operand keeps it where it is.
@@ -38,6 +37,9 @@ LOWBIT_INLINE I32 dot(I32 acc, U8 w, I32 a) {
 #else
 LOWBIT_INLINE I32 dot(I32 acc, U8 w, I32 a) { return dot4(acc, w, a); }
 #endif
+
+// What scores start from where they are capped before the logs of value scales are added.
+alignas(64) const float kNoLogs[kAttentionBlock] = {};
 
 // Scores of 64 keys over one group of channels. base: what the sums are added to, logs of value scales for
 // the first group (base_stride 0) and the scores so far for the others.
@@ -103,7 +105,7 @@ LOWBIT_INLINE float soften(float* scores, Span seen, size_t first, size_t last, 
   for (size_t i = first * kAttentionBlock; i < last * kAttentionBlock; i += 64) {
     I32 bytes[4];
     unroll<4>([&](auto v) LOWBIT_UNROLLED {
-      const F32 w = power_of_two(sub(load(scores + i + 16 * v), base), kLevels);
+      const F32 w = power_of_two(sub(load(scores + i + 16 * v), base), kWeightLevels);
       sums[v] = fma(w, load(inverses + i + 16 * v), sums[v]);
       bytes[v] = bits(add(w, set1(0x1p23f)));  // rounds to even; the integer is in the low bits
     });
@@ -177,9 +179,16 @@ void attend_rows(const IntegerTile& t, size_t row, const KvIntegers& kv, size_t 
     const uint8_t* keys = kv.keys + b * kAttentionBlock * t.head_dim;
     const float* scales = kv.key_scales + b * kAttentionBlock;
     float* out = scores + b * kAttentionBlock;
-    score<rows>(t, row, 0, keys, scales, kv.value_logs + b * kAttentionBlock, 0, ahead, out);
+    const float* logs = kv.value_logs + b * kAttentionBlock;
+    score<rows>(t, row, 0, keys, scales, t.softcap != 0 ? kNoLogs : logs, 0, ahead, out);
     for (size_t g = 1; g < t.groups; ++g)
       score<rows>(t, row, g, keys, scales + g * kSegment, out, kSegment, ahead, out);
+    if (t.softcap != 0)
+      for (size_t r = 0; r < rows; ++r)
+        for (size_t i = 0; i < kAttentionBlock; i += 16) {
+          float* s = out + r * kSegment + i;
+          store(s, add(soft_capped(load(s), t.softcap), load(logs + i)));
+        }
   }
   for (size_t r = 0; r < rows; ++r)
     peaks[r] = soften(scores + r * kSegment, spans[r], block, stop, kv.value_inverses, weights + r * kSegment,

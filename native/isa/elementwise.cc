@@ -68,16 +68,76 @@ void norm(float* x, const float* y, const float* bias, const float* weight, size
   });
 }
 
+// sum(f(v)) over vectors v of a row, in four running sums that meet in pairs. f(v, left): lanes from `left`
+// on lie behind the row and must come out as 0.
+template <typename F>
+LOWBIT_INLINE float row_sum(const float* x, size_t n, F f) {
+  F32 sums[4] = {zero_f32(), zero_f32(), zero_f32(), zero_f32()};
+  for (size_t i = 0; i < n; i += 16) {
+    const size_t k = i / 16 % 4;
+    sums[k] = add(sums[k], f(load_up_to(x + i, n - i), n - i));
+  }
+  return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
+}
+
+void layer_norm(float* x, const float* y, const float* bias, const float* weight, const float* shift,
+                size_t n, float eps, float* out, const IntegerRow* row) {
+  if (y) add_rows(x, y, bias, n, [](size_t, F32) {});
+  const float count = static_cast<float>(n);
+  const float mean = row_sum(x, n, [](F32 v, size_t) { return v; }) / count;
+  alignas(64) float means[16];
+  store(means, set1(mean));
+  const float variance = row_sum(x, n,
+                                 [&](F32 v, size_t left) {
+                                   const F32 d = sub(v, load_up_to(means, left));
+                                   return mul(d, d);
+                                 }) /
+                         count;
+  const F32 scale = div(set1(1.0f), sqrt(set1(variance + eps))), middle = set1(mean);
+  make_row(n, out, row, [&](size_t i, size_t left) __attribute__((always_inline)) {
+    const F32 v = mul(sub(load_up_to(x + i, left), middle), scale), w = load_up_to(weight + i, left);
+    return shift ? fma(v, w, load_up_to(shift + i, left)) : mul(v, w);
+  });
+}
+
+void add_row(float* x, const float* y, const float* bias, size_t n, float* out, const IntegerRow* row) {
+  if (y) add_rows(x, y, bias, n, [](size_t, F32) {});
+  if (out == x && !row) return;
+  make_row(n, out, row,
+           [&](size_t i, size_t left) __attribute__((always_inline)) { return load_up_to(x + i, left); });
+}
+
+void softcap(float* x, size_t n, float cap) {
+  for (size_t i = 0; i < n; i += 16) store_up_to(x + i, soft_capped(load_up_to(x + i, n - i), cap), n - i);
+}
+
+// x times the share of a normal distribution that is below x. Of the side far from 0 the share is
+// 0.5 t P(t) exp(-x^2 / 2) with t = 1 / (1 + 0.3275911 |x| / sqrt(2)), within 8e-8: Abramowitz and Stegun,
+// 7.1.26.
+LOWBIT_INLINE F32 gelu(F32 x) {
+  const F32 one = set1(1.0f), size = abs(x);
+  const F32 t = div(one, fma(size, set1(0.231641888f), one));
+  F32 p = fma(set1(0.5307027145f), t, set1(-0.7265760135f));
+  p = fma(p, t, set1(0.7107068705f));
+  p = fma(p, t, set1(-0.142248368f));
+  p = fma(p, t, set1(0.127414796f));
+  const F32 tail = mul(mul(p, t), exponential(mul(mul(size, size), set1(-0.5f))));
+  return mul(x, select_gt(x, zero_f32(), sub(one, tail), tail));
+}
+
 template <Activation kind>
 LOWBIT_INLINE F32 activation(F32 g) {
   const F32 one = set1(1.0f);
+  if (kind == Activation::relu) return max(zero_f32(), g);
+  if (kind == Activation::gelu) return gelu(g);
   if (kind == Activation::relu2) {
     const F32 positive = max(zero_f32(), g);
     return mul(positive, positive);
   }
-  // Both others are g * sigmoid(t): t = g, or t = 2 sqrt(2 / pi) (g + 0.044715 g^3), since
+  // The others are g * sigmoid(t): t = g, or t = 1.702 g, or t = 2 sqrt(2 / pi) (g + 0.044715 g^3), since
   // (1 + tanh(t / 2)) / 2 = sigmoid(t).
   F32 minus_t = sub(zero_f32(), g);
+  if (kind == Activation::swiglu_clamped) minus_t = mul(g, set1(-1.702f));
   if (kind == Activation::gelu_tanh)
     minus_t = mul(mul(g, set1(-1.5957691216f)), fma(mul(g, g), set1(0.044715f), one));
   return div(g, add(one, exponential(minus_t)));
@@ -90,19 +150,48 @@ void activate_rows(const float* gate, const float* gate_bias, const float* up, c
     F32 g = load_up_to(gate + i, left), u = load_up_to(up + i, left);
     if (gate_bias) g = add(g, load_up_to(gate_bias + i, left));
     if (up_bias) u = add(u, load_up_to(up_bias + i, left));
+    if (kind == Activation::swiglu_clamped) {
+      const F32 limit = set1(7.0f);
+      g = min(limit, g);
+      u = add(max(set1(-7.0f), min(limit, u)), set1(1.0f));
+    }
     return mul(activation<kind>(g), u);
   });
+}
+
+template <Activation kind>
+void activate_alone(const float* gate, const float* gate_bias, size_t n, float* out, const IntegerRow* row) {
+  make_row(n, out, row, [&](size_t i, size_t left) __attribute__((always_inline)) {
+    F32 g = load_up_to(gate + i, left);
+    if (gate_bias) g = add(g, load_up_to(gate_bias + i, left));
+    return activation<kind>(g);
+  });
+}
+
+template <Activation kind>
+void activate_kind(const float* gate, const float* gate_bias, const float* up, const float* up_bias, size_t n,
+                   float* out, const IntegerRow* row) {
+  if (up)
+    activate_rows<kind>(gate, gate_bias, up, up_bias, n, out, row);
+  else
+    activate_alone<kind>(gate, gate_bias, n, out, row);
 }
 
 void activate(Activation kind, const float* gate, const float* gate_bias, const float* up,
               const float* up_bias, size_t n, float* out, const IntegerRow* row) {
   switch (kind) {
     case Activation::silu:
-      return activate_rows<Activation::silu>(gate, gate_bias, up, up_bias, n, out, row);
+      return activate_kind<Activation::silu>(gate, gate_bias, up, up_bias, n, out, row);
     case Activation::relu2:
-      return activate_rows<Activation::relu2>(gate, gate_bias, up, up_bias, n, out, row);
+      return activate_kind<Activation::relu2>(gate, gate_bias, up, up_bias, n, out, row);
     case Activation::gelu_tanh:
-      return activate_rows<Activation::gelu_tanh>(gate, gate_bias, up, up_bias, n, out, row);
+      return activate_kind<Activation::gelu_tanh>(gate, gate_bias, up, up_bias, n, out, row);
+    case Activation::gelu:
+      return activate_kind<Activation::gelu>(gate, gate_bias, up, up_bias, n, out, row);
+    case Activation::relu:
+      return activate_kind<Activation::relu>(gate, gate_bias, up, up_bias, n, out, row);
+    case Activation::swiglu_clamped:  // always gated
+      return activate_rows<Activation::swiglu_clamped>(gate, gate_bias, up, up_bias, n, out, row);
   }
 }
 
@@ -161,6 +250,9 @@ float exp_sum(const float* x, size_t n, float peak, float inverse_temperature) {
 
 void add_elementwise_kernels(DecoderKernels& table) {
   table.norm = norm;
+  table.layer_norm = layer_norm;
+  table.add = add_row;
+  table.softcap = softcap;
   table.activate = activate;
   table.prepare_head = prepare_head;
   table.largest = largest;

@@ -23,6 +23,13 @@ LOWBIT_INLINE F32 exponential(F32 x) {
   return select_gt(lowest, x, zero_f32(), mul(p, from_bits(scale_exponent(to_i32(n)))));
 }
 
+// cap * tanh(x / cap), within 2e-7 of cap: 1 - 2 / (1 + exp(2 x / cap)). NaN for NaN.
+LOWBIT_INLINE F32 soft_capped(F32 x, float cap) {
+  const F32 e = exponential(mul(x, set1(2.0f / cap)));
+  const F32 t = sub(set1(1.0f), div(set1(2.0f), add(e, set1(1.0f))));
+  return mul(t, set1(cap));
+}
+
 // scale * 2^x for x <= 0, within 3e-6 of it; exactly `scale` at 0, 0 below -120, NaN for NaN. For weights
 // that are rounded to 8 bits. x = n + r with |r| <= 1/2; 2^r = 1 + r P(r), P of degree 3.
 LOWBIT_INLINE F32 power_of_two(F32 x, float scale) {

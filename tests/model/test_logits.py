@@ -53,7 +53,7 @@ def read_all(folder):
         return checkpoint.config, {name: checkpoint.read(name) for name in checkpoint.names()}
 
 
-@pytest.fixture(scope="module", params=tiny_models.PLAIN_CASES, ids=str)
+@pytest.fixture(scope="module", params=tiny_models.CASES, ids=str)
 def saved(request, tmp_path_factory):
     """(transformers model, folder) of one family, float32."""
     model = tiny_models.build(tiny_models.CASES[request.param])

@@ -140,7 +140,7 @@ CASES = {
                 "sliding_window": 20,
                 "tie_word_embeddings": True,
                 "hidden_size": 192,
-                "original_max_position_embeddings": 16,
+                "original_max_position_embeddings": 8,
                 "max_position_embeddings": 64,
                 "rope_parameters": {
                     "rope_type": "longrope",
@@ -157,7 +157,12 @@ CASES = {
         Case(
             "gpt2-unscaled",
             "GPT2",
-            {"scale_attn_weights": False, "tie_word_embeddings": False, "activation_function": "gelu"},
+            {
+                "num_attention_heads": 12,
+                "scale_attn_weights": False,
+                "tie_word_embeddings": False,
+                "activation_function": "gelu",
+            },
         ),
         Case("opt", "OPT"),
         Case("opt-no-biases", "OPT", {"enable_bias": False, "activation_function": "gelu"}),

@@ -103,6 +103,8 @@ def _load(
     for tensor in expected:
         if len(tensor.shape) == 1:
             vectors[tensor.name] = _finite_vector(checkpoint.read(tensor.name), tensor.name)
+            if tensor.name.endswith("norm.weight"):
+                vectors[tensor.name] += np.float32(config.norm_offset)
         else:
             weights[tensor.name] = matrix = checkpoint.matrix(tensor.name)
             _check_finite(matrix, tensor.name)
@@ -214,18 +216,25 @@ def _build(
         "vocab_size",
         "norm_eps",
         "activation",
+        "gated",
+        "norm",
+        "norm_place",
         "qk_norm",
+        "qk_norm_whole",
         "sub_norm",
+        "parallel",
+        "positions",
+        "position_offset",
+        "embedding_scale",
         "attention_scale",
+        "attention_softcap",
+        "logit_softcap",
+        "sinks",
     ):
         setattr(spec, name, getattr(config, name))
-    for name, neutral in _NOT_NATIVE.items():
-        if getattr(config, name) != neutral:
-            raise UnsupportedError(f"load: {config.family} networks do not run natively yet: {name}")
     spec.activation_bits = activation_bits
     spec.kv_bits = kv_bits
     spec.rotary_dim = config.rope.rotary_dim
-    frequencies, attention_factor = inverse_frequencies(config, context)
     try:
         decoder = _native.Decoder(spec)
         for name, matrix in weights.items():
@@ -234,7 +243,10 @@ def _build(
             decoder.set_matrix("head", weights[EMBEDDING].native())
         for name, vector in vectors.items():
             decoder.set_vector(native[name], vector)
-        decoder.set_rope(frequencies, attention_factor, list(config.rope_layers))
+        decoder.set_rope(*inverse_frequencies(config, context), list(config.rope_layers))
+        if config.rope_local is not None:
+            local = inverse_frequencies(config, context, config.rope_local)
+            decoder.set_local_rope(*local, list(config.local_layers))
         decoder.set_windows(list(config.windows))
         decoder.finish()
     except ValueError as error:
@@ -242,23 +254,6 @@ def _build(
             f"load: the native decoder does not run this {config.family} network: {error}"
         ) from error
     return decoder
-
-
-_NOT_NATIVE = {
-    "norm": "rms",
-    "norm_place": "pre",
-    "qk_norm_whole": False,
-    "gated": True,
-    "parallel": False,
-    "positions": "rope",
-    "embedding_scale": 1.0,
-    "attention_softcap": 0.0,
-    "logit_softcap": 0.0,
-    "rope_local": None,
-    "sinks": False,
-    "n_experts": 0,
-    "norm_offset": 0.0,
-}
 
 
 def _finite_vector(vector: np.ndarray, name: str) -> np.ndarray:
