@@ -25,7 +25,7 @@ ROOMS = {
     "compress": {"quantize", "model", "kernels", "packed", "formats"},
     "engine": {"model", "kernels", "packed", "formats"},
     "server": {"engine", "model", "kernels", "packed", "formats"},
-    "interop": {"quantize", "model", "kernels", "packed", "formats"},
+    "interop": {"compress", "quantize", "model", "kernels", "packed", "formats"},
     "plan": {"engine", "model", "packed", "formats"},
     "measure": {"plan", "quantize", "engine", "model", "kernels", "packed", "formats"},
 }

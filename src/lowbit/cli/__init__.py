@@ -12,6 +12,7 @@ from importlib import import_module
 VERBS = {
     "pull": "fetch a model and print where it is",
     "quantize": "write a model in fewer bits",
+    "export": "write a model for llama.cpp, transformers or vLLM",
     "run": "generate text from a prompt",
     "chat": "talk with a model",
     "serve": "answer OpenAI's API over HTTP, with a page",

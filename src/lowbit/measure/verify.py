@@ -26,10 +26,23 @@ def verify(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> di
     does not fit the memory at hand.
     Raises CheckpointError if what was written cannot be loaded.
     """
+    measured = divergence(source, output)
+    if "skipped" not in measured:
+        _record(Path(output) / "lowbit.json", measured)
+    return measured
+
+
+def divergence(
+    source: str | os.PathLike[str], output: str | os.PathLike[str], activations: str | None = None
+) -> dict[str, Any]:
+    """The same, recorded nowhere.
+
+    activations: of `output`, such as "int16" to see the weights alone; None: its own
+    """
     reason = _obstacle(Path(source))
     if reason is not None:
         return {"skipped": reason}
-    reference, model = load(source, activations="int16", kv_bits=16), load(output)
+    reference, model = load(source, activations="int16", kv_bits=16), load(output, activations=activations)
     context = min(CONTEXT, reference.context, model.context)
     text = (Path(__file__).parent / "demo.txt").read_text(encoding="utf-8")
     found = compare(reference, [model], text, context, max_tokens=TOKENS)
@@ -42,9 +55,7 @@ def verify(source: str | os.PathLike[str], output: str | os.PathLike[str]) -> di
         "perplexity": found.models[0].perplexity,
         "source_perplexity": found.reference_perplexity,
     }
-    measured = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in measured.items()}
-    _record(Path(output) / "lowbit.json", measured)
-    return measured
+    return {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in measured.items()}
 
 
 def _obstacle(source: Path) -> str | None:

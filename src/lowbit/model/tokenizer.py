@@ -109,6 +109,10 @@ class Tokenizer:
             self.chat_template, messages, add_generation_prompt, self.special_tokens, **variables
         )
 
+    def state(self) -> str:
+        """What tokenizer.json holds."""
+        return self._backend.to_str()
+
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, from which `load_tokenizer` makes an equal one."""
         self._backend.save(str(folder / "tokenizer.json"), pretty=False)
