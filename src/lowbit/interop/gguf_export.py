@@ -12,15 +12,16 @@ import numpy as np
 from lowbit.errors import CheckpointError
 from lowbit.interop.gguf_exact import Rows, exact_rows
 from lowbit.interop.gguf_fit import BY_NAME, fitted
-from lowbit.interop.gguf_metadata import copied, description, rope_factors, row_order, tensor_name
-from lowbit.interop.gguf_plan import FILE_TYPES, Choice, parse_type, plan
+from lowbit.interop.gguf_metadata import architecture, copied, description, rope_vectors
+from lowbit.interop.gguf_parts import Planned, float_values, planned_tensors
+from lowbit.interop.gguf_plan import FILE_TYPES, Choice, choose, parse_type
 from lowbit.interop.gguf_vocabulary import vocabulary
 from lowbit.interop.gguf_writer import Entry, GGUFWriter
 from lowbit.interop.loss import Loss, refuse
 from lowbit.interop.slabs import decoded, rows_of, slabs
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.gguf_checkpoint import GGUFCheckpoint
-from lowbit.model.gguf_config import ROPE_FACTORS
+from lowbit.model.gguf_names import Architecture
 from lowbit.model.gguf_types import decode
 from lowbit.packed import PackedMatrix
 
@@ -39,77 +40,68 @@ def export_gguf(
 ) -> list[dict[str, Any]]:
     """Write `output`; returns the report of each matrix.
 
-    names: of all tensors to write. type_name, embedding: see gguf_plan.plan.
+    names: of all tensors to write. type_name, embedding: see gguf_plan.choose.
     """
+    _, row = architecture(checkpoint.config)
     shapes = {name: tuple(checkpoint.shape(name)) for name in names}
-    matrices = [name for name in names if len(shapes[name]) == 2]
+    tensors = planned_tensors(checkpoint.config, row, shapes)
+    wanted, around = parse_type(type_name), parse_type(embedding)
     choices = {
-        choice.name: choice
-        for choice in plan(checkpoint, matrices, parse_type(type_name), parse_type(embedding), lossy)
+        tensor.name: choose(checkpoint, tensor, wanted, around) for tensor in tensors if tensor.quantized
     }
     lost = [choice for choice in choices.values() if choice.lost]
     if lost and not lossy:
-        refuse(
-            f"gguf:{type_name}", [(c.name, c.stored, c.type, _try(checkpoint, c)) for c in lost], "gguf alone"
-        )
-    factors = _factors(checkpoint)
-    entries = [Entry(ROPE_FACTORS, factors.shape, _F32)] if factors is not None else []
-    for name in names:
-        number = BY_NAME[choices[name].type].number if name in choices else _F32
-        entries.append(Entry(_stored_name(checkpoint, name), shapes[name], number))
-    done, total = 0, sum(int(np.prod(shape)) for shape in shapes.values())
+        found = [(c.name, c.stored, c.type, _try(checkpoint, c)) for c in lost]
+        refuse(f"gguf:{type_name}", found, "gguf alone")
+    vectors = rope_vectors(checkpoint.config)
+    entries = [Entry(name, vector.shape, _F32) for name, vector in vectors.items()]
+    for tensor in tensors:
+        number = BY_NAME[choices[tensor.name].type].number if tensor.name in choices else _F32
+        entries.append(Entry(tensor.name, tensor.shape, number))
+    done, total = 0, sum(int(np.prod(tensor.shape)) for tensor in tensors)
     report = []
-    with GGUFWriter(output, _pairs(checkpoint, choices), entries) as writer:
-        if factors is not None:
-            writer.write(ROPE_FACTORS, factors.view(np.uint8))
-        for name in names:
-            if name in choices:
-                report.append(_write_matrix(checkpoint, choices[name], writer))
+    with GGUFWriter(output, _pairs(checkpoint, choices, tensors, vectors), entries) as writer:
+        for name, vector in vectors.items():
+            writer.write(name, vector.view(np.uint8))
+        for tensor in tensors:
+            if tensor.name in choices:
+                report.append(_write_matrices(checkpoint, choices[tensor.name], writer))
             else:
-                _write_vector(checkpoint, name, writer)
-            done += int(np.prod(shapes[name]))
-            progress(done, total, name)
+                _write_floats(checkpoint, tensor, row, writer)
+            done += int(np.prod(tensor.shape))
+            progress(done, total, tensor.name)
     return report
 
 
-def _pairs(checkpoint: Checkpoint, choices: dict[str, Choice]) -> list[Any]:
+def _pairs(
+    checkpoint: Checkpoint, choices: dict[str, Choice], tensors: list[Planned], vectors: dict[str, np.ndarray]
+) -> list[Any]:
     common = Counter(choice.type for choice in choices.values()).most_common(1)
     file_type = FILE_TYPES[common[0][0]] if common else 0
     if isinstance(checkpoint, GGUFCheckpoint):
         return copied(checkpoint.metadata, file_type)
-    pairs = description(checkpoint.config, checkpoint.path.name, file_type)
+    stored = [tensor.name for tensor in tensors]
+    pairs = description(checkpoint.config, checkpoint.path.name, file_type, stored, vectors)
     tokenizer = checkpoint.tokenizer()
     return pairs if tokenizer is None else pairs + vocabulary(tokenizer, checkpoint.config.vocab_size)
 
 
-def _stored_name(checkpoint: Checkpoint, name: str) -> str:
-    return checkpoint.stored_name(name) if isinstance(checkpoint, GGUFCheckpoint) else tensor_name(name)
-
-
-def _factors(checkpoint: Checkpoint) -> np.ndarray | None:
-    return rope_factors(checkpoint.config)
-
-
-def _matrix(checkpoint: Checkpoint, name: str) -> PackedMatrix:
-    """The matrix with its rows in the file's order."""
-    matrix = checkpoint.matrix(name)
-    order = row_order(name, checkpoint.config, matrix.out_features)
-    return matrix if order is None else matrix.permute_rows(order)
-
-
-def _write_matrix(checkpoint: Checkpoint, choice: Choice, writer: GGUFWriter) -> dict[str, Any]:
-    matrix = _matrix(checkpoint, choice.name)
-    exact = exact_rows(matrix, choice.type) if choice.exact else None
-    stored, loss = _stored_name(checkpoint, choice.name), Loss(matrix.out_features * matrix.in_features)
-    for first, part in slabs(matrix):
-        writer.write(stored, _encoded(part, first, choice, exact, loss))
+def _write_matrices(checkpoint: Checkpoint, choice: Choice, writer: GGUFWriter) -> dict[str, Any]:
+    planned = choice.planned
+    loss = Loss(int(np.prod(planned.shape)))
+    for part in planned.parts:
+        matrix = part.matrix(checkpoint)
+        exact = exact_rows(matrix, choice.type) if choice.exact else None
+        for first, piece in slabs(matrix):
+            writer.write(planned.name, _encoded(piece, first, choice, exact, loss))
+    kind = BY_NAME[choice.type]
     return {
         "name": choice.name,
-        "stored_name": stored,
-        "shape": list(choice.shape),
+        "stored_name": planned.name,
+        "shape": [int(np.prod(planned.shape[:-1])), planned.shape[-1]],
         "from": choice.stored,
         "type": choice.type,
-        "bits_per_weight": 8 * BY_NAME[choice.type].nbytes / BY_NAME[choice.type].block,
+        "bits_per_weight": 8 * kind.nbytes / kind.block,
         "exact": choice.exact,
         **({"why": choice.why} if choice.why else {}),
         **loss.report(),
@@ -130,21 +122,16 @@ def _encoded(part: PackedMatrix, first: int, choice: Choice, exact: Rows | None,
 
 
 def _try(checkpoint: Checkpoint, choice: Choice) -> Loss:
-    """What rounding the matrix would lose, on a sample of its rows."""
-    matrix = checkpoint.matrix(choice.name)
+    """What rounding the tensor would lose, on a sample of its first rows."""
+    matrix = checkpoint.matrix(choice.planned.parts[0].name)
     loss = Loss(matrix.out_features * matrix.in_features)
     part = rows_of(matrix, 0, loss.sample(*matrix.shape))
     _encoded(part, 0, choice, None, loss)
     return loss
 
 
-def _write_vector(checkpoint: Checkpoint, name: str, writer: GGUFWriter) -> None:
-    values = np.ascontiguousarray(checkpoint.read(name), np.float32)
+def _write_floats(checkpoint: Checkpoint, tensor: Planned, row: Architecture, writer: GGUFWriter) -> None:
+    values = float_values(tensor, checkpoint, row)
     if not np.isfinite(values).all():
-        raise CheckpointError(
-            f"export {name}: it holds values that are not finite; the checkpoint is damaged"
-        )
-    order = row_order(name, checkpoint.config, len(values))
-    if order is not None:
-        values = values[order]
-    writer.write(_stored_name(checkpoint, name), values.view(np.uint8))
+        raise CheckpointError(f"export {tensor.name}: a value is not finite; the checkpoint is damaged")
+    writer.write(tensor.name, np.ascontiguousarray(values).reshape(-1).view(np.uint8))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from lowbit.errors import RequestError, UnsupportedError
 from lowbit.interop.gguf_exact import QUANTIZED, exact_rows
 from lowbit.interop.gguf_fit import BY_NAME, FITTED, FLOATS, ROUNDED
+from lowbit.interop.gguf_parts import Planned
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.tensors import EMBEDDING, HEAD
 from lowbit.packed import FloatTerm, PackedMatrix
@@ -39,22 +40,26 @@ FILE_TYPES = {
 FILE_TYPES |= {"Q6_K": 18, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
-    """One matrix: the type it takes.
+    """One tensor of the file: the type it takes.
 
     exact: stored codes and scales are copied; else floats are rounded
     lost: rounded although it was stored in few bits
     why: what was wanted instead, and why not; None: it is as wanted
     """
 
-    name: str
-    shape: tuple[int, int]
+    planned: Planned
     stored: str
     type: str
     exact: bool
     lost: bool = False
     why: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Canonical where it is one matrix."""
+        return self.planned.parts[0].name if len(self.planned.parts) == 1 else self.planned.name
 
 
 def parse_type(text: str | None) -> str | None:
@@ -67,54 +72,43 @@ def parse_type(text: str | None) -> str | None:
     )
 
 
-def plan(
-    checkpoint: Checkpoint, names: Sequence[str], wanted: str | None, embedding: str | None, lossy: bool
-) -> list[Choice]:
-    """A Choice for each matrix in `names`. Those that only rounding brings into GGUF have `lost` set, whether
-    or not that is allowed; `lossy` says how they are then stored.
+def choose(checkpoint: Checkpoint, planned: Planned, wanted: str | None, embedding: str | None) -> Choice:
+    """The type of a tensor of matrices. Where only rounding brings it into GGUF `lost` is set, whether or not
+    that is allowed.
 
     wanted: a type of WRITABLE, None: as stored; embedding: the same for embedding and head, None: see above
     """
-    return [_choose(checkpoint, name, wanted, embedding, lossy) for name in names]
-
-
-def _choose(
-    checkpoint: Checkpoint, name: str, wanted: str | None, embedding: str | None, lossy: bool
-) -> Choice:
-    rows, columns = checkpoint.shape(name)
-    stored = checkpoint.dtype(name)
-    around = name in (EMBEDDING, HEAD)
+    names = [part.name for part in planned.parts]
+    stored = ", ".join(dict.fromkeys(checkpoint.dtype(name) for name in names))
+    around = names[0] in (EMBEDDING, HEAD)
     asked = (embedding or wanted) if around else wanted
+    spare = around and embedding is None
+    columns = planned.shape[-1]
     float_type = _FLOAT_DTYPES.get(stored)
-    if float_type is None:
-        matrix = checkpoint.matrix(name)
-        float_type = _float_type(matrix)
+    if float_type is None and len(names) == 1:
+        float_type = _float_type(checkpoint.matrix(names[0]))
     if float_type is not None:
         target = asked or float_type
-        if around and embedding is None and target in _FEW_BITS:
-            target = "Q6_K"
-        target, why = _dividing(target, columns)
-        return Choice(name, (rows, columns), stored, target, target == float_type, why=why)
-    return _choose_coded(matrix, name, stored, asked, around and embedding is None)
+        target, why = _dividing("Q6_K" if spare and target in _FEW_BITS else target, columns)
+        return Choice(planned, stored, target, target == float_type, why=why)
 
-
-def _choose_coded(matrix: PackedMatrix, name: str, stored: str, asked: str | None, spare: bool) -> Choice:
-    """For a matrix of codes. spare: embedding or head, whose type nobody named."""
-    columns = matrix.in_features
     tries = [asked] if asked else []
     if spare or asked is None or columns % BY_NAME[asked].block:
         tries += QUANTIZED
     for kind in tries:
-        if columns % BY_NAME[kind].block == 0 and exact_rows(matrix, kind) is not None:
+        if columns % BY_NAME[kind].block == 0 and _holds(checkpoint, names, kind):
             why = None if kind == asked or not asked else f"{asked} does not hold {stored} exactly"
-            return Choice(name, matrix.shape, stored, kind, True, why=why)
+            return Choice(planned, stored, kind, True, why=why)
     if asked is None:
         raise UnsupportedError(
-            f"export to GGUF: no type holds {name} ({stored}) exactly; name one: gguf:q6_k --lossy"
+            f"export to GGUF: no type holds {names[0]} ({stored}) exactly; name one: gguf:q6_k --lossy"
         )
-    target = "Q6_K" if spare and asked in _FEW_BITS else asked
-    target, why = _dividing(target, columns)
-    return Choice(name, matrix.shape, stored, target, False, True, why)
+    target, why = _dividing("Q6_K" if spare and asked in _FEW_BITS else asked, columns)
+    return Choice(planned, stored, target, False, True, why)
+
+
+def _holds(checkpoint: Checkpoint, names: Sequence[str], kind: str) -> bool:
+    return all(exact_rows(checkpoint.matrix(name), kind) is not None for name in names)
 
 
 def _float_type(matrix: PackedMatrix) -> str | None:
