@@ -54,7 +54,6 @@ FIELDS = {
     "rope.freq_base_swa": "rope_local_base_freq",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
-    "use_parallel_residual": "use_parallel_residual",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
@@ -66,6 +65,7 @@ KNOWN = frozenset(
         "attention.value_length",
         "attention.sliding_window",
         "attention.sliding_window_pattern",
+        "use_parallel_residual",
         "rope.dimension_count",
         "rope.scaling.type",
         "rope.scaling.factor",
@@ -129,6 +129,8 @@ def transformers_config(
     if "expert_count" in given and not config["num_local_experts"]:
         for name in ("num_local_experts", "num_experts_per_tok"):
             config.pop(name, None)
+    if family.parallel == "field" or given.get("use_parallel_residual"):
+        config["use_parallel_residual"] = given.get("use_parallel_residual", True)
     if family.attention_bias == "field":
         config["attention_bias"] = any(f"blk.0.{name}.bias" in tensors for name in ("attn_q", "attn_qkv"))
     if family.mlp_bias == "field":
@@ -137,7 +139,9 @@ def transformers_config(
     _set_head(config, given, prefix, path, partial=family.rotary == "partial")
     if family.positions == "rope":
         config.setdefault("rope_theta", 10000.0)
-        config["rope_scaling"] = _rope_scaling(given, prefix, path, vectors)
+        config["rope_scaling"] = scaling = _rope_scaling(given, prefix, path, vectors)
+        if scaling and scaling["rope_type"] == "longrope":  # config.json has it outside, and reads that first
+            config["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
     if family.attention_scale == "query_pre_attn_scalar":
         other = config.get("num_hidden_layers") == architecture.scale_of
         config["query_pre_attn_scalar"] = (
