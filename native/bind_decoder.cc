@@ -143,6 +143,19 @@ void bind_decoder(nb::module_& m) {
           "set_windows",
           [](BoundDecoder& self, const std::vector<int64_t>& windows) { self.decoder.set_windows(windows); },
           nb::arg("windows"), "Positions that a query sees, itself included, per layer; 0: all.")
-      .def("finish", [](BoundDecoder& self) { self.decoder.finish(); }, "Checks that nothing is missing.");
+      .def(
+          "finish", [](BoundDecoder& self) { self.decoder.finish(); }, "Checks that nothing is missing.")
+      .def(
+          "start_profile", [](BoundDecoder& self) { self.decoder.start_profile(); },
+          "From here on, the time of steps is kept by phase.")
+      .def(
+          "stop_profile",
+          [](BoundDecoder& self) {
+            const StepProfile profile = self.decoder.stop_profile();
+            nb::dict phases;
+            for (size_t i = 0; i < kPhaseNames.size(); ++i) phases[kPhaseNames[i]] = profile.phases[i];
+            return nb::make_tuple(profile.steps, profile.seconds, phases);
+          },
+          "(steps, seconds of all, {phase: seconds}) since start_profile(). What no phase has is planning.");
   bind_steps(m, decoder);
 }

@@ -17,6 +17,7 @@
 #include "kv_cache.h"
 #include "matrix.h"
 #include "sampler.h"
+#include "step_profile.h"
 
 namespace lowbit {
 
@@ -159,6 +160,10 @@ class Decoder {
   // of one token. A run whose logits are not finite, or whose mask leaves nothing to choose, fails alone; if
   // that happens behind a guess, the run ends there and the next step fails.
   std::vector<StepRun> step(const std::vector<int32_t>& tokens, const std::vector<Run>& runs);
+
+  // Measures the steps between the two calls, phase by phase.
+  void start_profile();
+  StepProfile stop_profile();
 
  private:
   friend class DecoderWorkspace;

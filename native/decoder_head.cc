@@ -43,6 +43,7 @@ void Walk::head_group(size_t first, size_t count) {
               normed_row(i, n), integer_row(lane_.head, i));
   }
   sync();
+  clock_.end(Phase::norms);
   float* kept = w_.output_.logits;
   float* logits = kept ? kept + (w_.first_output_ + first) * vocab : w_.logits_.get();
   const Product product = {&decoder_.head(), logits, vocab};
@@ -50,6 +51,7 @@ void Walk::head_group(size_t first, size_t count) {
   present.tokens = count;
   matmul(member_, &product, 1, present, w_.matmul_scratch_[member_.id]);
   barrier();
+  clock_.end(Phase::head);
   if (kept && spec_.logit_softcap == 0) return;
 
   const size_t chunks = logit_chunks(vocab);
@@ -78,6 +80,7 @@ void Walk::head_group(size_t first, size_t count) {
     }
   }
   if (first + count < w_.wanted_.size()) barrier();  // the next group overwrites the logits
+  clock_.end(Phase::choose);
 }
 
 // Samples after `token` if the run has been guessed right up to there; false if it has ended.

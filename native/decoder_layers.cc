@@ -17,7 +17,8 @@ Walk::Walk(DecoderWorkspace& workspace, const Member& member)
       kernels_(decoder_kernels()),
       member_(member),
       lane_(*workspace.lanes_[workspace.redundant_ ? member.id : 0]),
-      rows_(workspace.count_) {}
+      rows_(workspace.count_),
+      clock_(member.id == 0 && workspace.profile.on ? &workspace.profile : nullptr) {}
 
 void Walk::own_rows(size_t rows, size_t* begin, size_t* end) const {
   if (w_.redundant_) {
@@ -36,6 +37,7 @@ void Walk::product(const Product* products, size_t count, const Activations& a) 
 
 void Walk::run() {
   embed();
+  clock_.end(Phase::embed);
   static const std::vector<float> kNone;
   for (size_t i = 0; i < spec_.n_layers; ++i) {
     const DecoderLayer& layer = decoder_.layer(i);
@@ -97,6 +99,7 @@ void Walk::enter(const Entry& entry) {
     enter_row(row, own, normed_row(row, n), integer_row(lane_.hidden, row));
   }
   sync();
+  clock_.end(Phase::norms);
 }
 
 // Where a normed row goes: a place of its own if anybody reads it later.
@@ -142,6 +145,7 @@ void Walk::attention_half(size_t index) {
       {layer.q, qkv, stride}, {layer.k, qkv + q, stride}, {layer.v, qkv + q + kv, stride}};
   product(inputs, 3, lane_.hidden);
   barrier();
+  clock_.end(Phase::qkv);
   if (spec_.qk_norm_whole) {
     norm_heads(layer);
     barrier();
@@ -156,6 +160,7 @@ void Walk::attention_half(size_t index) {
   }
   attend(index);
   barrier();
+  clock_.end(Phase::attention);
 
   size_t begin, end;
   own_rows(rows_, &begin, &end);
@@ -172,6 +177,7 @@ void Walk::attention_half(size_t index) {
   const Product output = {layer.o, w_.from_attention_, w_.hidden_stride_};
   product(&output, 1, lane_.attention);
   barrier();
+  clock_.end(Phase::output);
 }
 
 // All heads of a query or key together, in place and with their bias.
@@ -192,10 +198,12 @@ void Walk::norm_heads(const DecoderLayer& layer) {
 void Walk::mlp_half(const DecoderLayer& layer) {
   enter({w_.from_attention_, layer.o_bias, layer.attn_out_norm, layer.post_norm, layer.post_norm_bias,
          spec_.parallel});
-  if (!layer.sparse.experts.empty())
+  if (!layer.sparse.experts.empty()) {
     expert_half(layer.sparse);
-  else
+    clock_.end(Phase::experts);
+  } else {
     dense_mlp(layer);
+  }
 }
 
 void Walk::dense_mlp(const DecoderLayer& layer) {
@@ -209,6 +217,7 @@ void Walk::dense_mlp(const DecoderLayer& layer) {
   else
     product(&alone, 1, lane_.hidden);
   barrier();
+  clock_.end(Phase::gate_up);
 
   size_t begin, end;
   own_rows(rows_, &begin, &end);
@@ -223,9 +232,11 @@ void Walk::dense_mlp(const DecoderLayer& layer) {
       kernels_.norm(out, nullptr, nullptr, layer.ffn_sub_norm.data(), n, spec_.norm_eps, out, wanted);
   }
   sync();
+  clock_.end(Phase::activation);
   const Product output = {layer.down, w_.from_mlp_, w_.hidden_stride_};
   product(&output, 1, lane_.inner);
   barrier();
+  clock_.end(Phase::down);
 }
 
 }  // namespace lowbit

@@ -132,6 +132,21 @@ static void check_run(const Run& run, size_t index) {
                                 " has drafts and scores; score the prompt in a step of its own");
 }
 
+void Decoder::start_profile() {
+  const std::lock_guard<std::mutex> lock(step_);
+  if (!finished_)
+    throw std::invalid_argument("Decoder.start_profile: the decoder is not finished; call finish() first");
+  workspace_->profile = StepProfile();
+  workspace_->profile.on = true;
+}
+
+StepProfile Decoder::stop_profile() {
+  const std::lock_guard<std::mutex> lock(step_);
+  if (!finished_) return StepProfile();
+  workspace_->profile.on = false;
+  return workspace_->profile;
+}
+
 std::vector<StepRun> Decoder::step(const std::vector<int32_t>& tokens, const std::vector<Run>& runs) {
   const std::lock_guard<std::mutex> lock(step_);
   Claims<KvCache> caches;
@@ -218,6 +233,7 @@ size_t DecoderWorkspace::expert_floats() {
 
 void DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs,
                            const StepOutput& output) {
+  const auto started = std::chrono::steady_clock::now();
   const std::shared_ptr<Team> crew = team();
   tokens_ = &tokens;
   runs_ = &runs;
@@ -233,6 +249,10 @@ void DecoderWorkspace::run(const std::vector<int32_t>& tokens, const std::vector
     plan_pass(begin, std::min(tokens.size(), begin + size), crew->size());
     crew->run([this](const Member& member) { Walk(*this, member).run(); });
     first_output_ += wanted_.size();
+  }
+  if (profile.on) {
+    ++profile.steps;
+    profile.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   }
 }
 

@@ -17,6 +17,7 @@
 
 #include "decoder.h"
 #include "matmul.h"
+#include "step_profile.h"
 #include "team.h"
 
 namespace lowbit {
@@ -120,6 +121,7 @@ class DecoderWorkspace {
   explicit DecoderWorkspace(const Decoder& decoder);
   // Runs the step and leaves the caches' lengths and the last token of each sampler to the caller.
   void run(const std::vector<int32_t>& tokens, const std::vector<Run>& runs, const StepOutput& output);
+  StepProfile profile;
 
  private:
   friend class Walk;
@@ -246,6 +248,7 @@ class Walk {
   Lane& lane_;
   size_t rows_;            // tokens of the pass, fewer once only wanted rows are left
   bool narrowed_ = false;  // row i is wanted row i
+  PhaseClock clock_;
 };
 
 constexpr size_t kHeadRows = 64;  // rows whose logits are held at a time

@@ -26,6 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out the time to the first token (fresh processes)",
     )
+    parser.add_argument("--breakdown", action="store_true", help="say what the time of a step goes into")
+    parser.add_argument("--html", metavar="FILE", help="draw the breakdown on a page of its own")
     options.add_runtime(parser, "default: what the model was trained for")
     site.add_meter(parser)
     site.add_site(parser)
@@ -49,12 +51,15 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         first_token=not args.no_first_token,
         progress=lambda text: output.note(f"[{text}]") if sys.stderr.isatty() else None,
     )
-    return {**result, "energy": _energy(path, args) if args.energy else None}
+    result |= {"energy": None, "breakdown": None}
+    if args.energy or args.breakdown or args.html:
+        _look_closer(path, args, result)
+    return result
 
 
-def _energy(path: str, args: argparse.Namespace) -> dict[str, Any]:
+def _look_closer(path: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """What is measured on a model of its own, after the speeds: nothing disturbs these."""
     from lowbit.engine import load
-    from lowbit.measure.phase_energy import phase_energy
 
     model = load(
         path,
@@ -63,7 +68,35 @@ def _energy(path: str, args: argparse.Namespace) -> dict[str, Any]:
         threads=args.threads,
         kv_bits=args.kv_bits,
     )
-    return phase_energy(model, lambda: site.meter_of(args), site.site_of(args), args.prefill, args.decode)
+    if args.energy:
+        from lowbit.measure.phase_energy import phase_energy
+
+        result["energy"] = phase_energy(
+            model, lambda: site.meter_of(args), site.site_of(args), args.prefill, args.decode
+        )
+    if args.breakdown or args.html:
+        from lowbit.measure.breakdown import breakdown
+        from lowbit.measure.flame import write_page
+
+        result["breakdown"] = breakdown(model, args.prefill, args.decode, args.repeats)
+        if args.html:
+            write_page(args.html, result["breakdown"], f"{args.model}: where the time of a step goes")
+
+
+def _show_breakdown(found: dict[str, Any]) -> None:
+    for kind, told in (("decode", "one token"), ("prefill", "a prompt")):
+        rows = [
+            (
+                row["name"],
+                f"{1e6 * row['seconds_per_token']:,.2f}",
+                f"{row['share']:.1%}",
+                "" if row["of_bound"] is None else f"{row['of_bound']:.0%}",
+                "=" * round(40 * row["share"]),
+            )
+            for row in found[kind]["phases"]
+        ]
+        header = (told, "us per token", "share", "of the bound", "")
+        sys.stdout.write("\n" + output.table(header, rows, right=range(1, 4)))
 
 
 def _memory(r: dict[str, Any]) -> str:
@@ -113,3 +146,5 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     ]
     rows += _energy_rows(r["energy"]) if r["energy"] else []
     sys.stdout.write(output.pairs(rows))
+    if r["breakdown"]:
+        _show_breakdown(r["breakdown"])
