@@ -4,6 +4,7 @@ Run as a script it prints a fingerprint of their outputs, for comparison between
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,9 +13,9 @@ from lowbit import _native
 from lowbit.packed.layout import pack_codes, pack_groups, pack_values
 
 if __package__:
-    from .kv_pages import PAGE, as_codes
+    from .attention_reference import ATTEND, capped
 else:  # run as a script
-    from kv_pages import PAGE, as_codes
+    from attention_reference import ATTEND, capped
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,21 @@ class Net:
     vocab_size: int = 101
     rotary_dim: int = 16
     activation: str = "silu"
+    gated: bool = True
+    norm: str = "rms"
+    norm_place: str = "pre"
     qk_norm: bool = False
+    qk_norm_whole: bool = False
     sub_norm: bool = False
+    parallel: bool = False
+    positions: str = "rope"
+    position_offset: int = 0
+    embedding_scale: float = 1.0
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    sinks: bool = False
     biases: bool = False
+    local_layers: tuple[bool, ...] = ()  # rotate by other speeds
     windows: tuple[int, ...] = (0, 0)
     rope_layers: tuple[bool, ...] = (True, True)
     activation_bits: int = 8
@@ -42,14 +55,16 @@ class Net:
     factor: float = 1.0
     weights: dict = field(default_factory=dict, compare=False)
 
-    def inverse_frequencies(self) -> np.ndarray:
+    def inverse_frequencies(self, theta: float = 10000.0) -> np.ndarray:
         n = self.rotary_dim
-        return (10000.0 ** (-np.arange(0, n, 2) / max(n, 1))).astype(np.float32)
+        return (theta ** (-np.arange(0, n, 2) / max(n, 1))).astype(np.float32)
 
 
 SPEC_FIELDS = (
     *("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size"),
     *("norm_eps", "activation", "qk_norm", "sub_norm", "activation_bits", "kv_bits", "rotary_dim"),
+    *("gated", "norm", "norm_place", "qk_norm_whole", "parallel", "positions", "position_offset"),
+    *("embedding_scale", "attention_softcap", "logit_softcap", "sinks"),
 )
 
 NETS = {
@@ -67,6 +82,31 @@ NETS = {
     "biases": Net(biases=True, activation="gelu_tanh"),
     "odd_sizes": Net(hidden_size=50, intermediate_size=77, vocab_size=37),
     "no_rotation": Net(rotary_dim=0),
+    "sandwich": Net(
+        norm_place="sandwich",
+        biases=True,
+        activation="gelu_tanh",
+        embedding_scale=1.7,
+        attention_softcap=1.5,
+        logit_softcap=12.0,
+        windows=(90, 0),
+        local_layers=(True, False),
+    ),
+    "post": Net(norm_place="post", qk_norm=True, qk_norm_whole=True, biases=True, n_heads=6),
+    "layer_norm": Net(
+        norm="layer",
+        gated=False,
+        activation="gelu",
+        positions="learned",
+        position_offset=2,
+        rotary_dim=0,
+        biases=True,
+    ),
+    "parallel": Net(norm="layer", gated=False, activation="relu", parallel=True, rotary_dim=4, biases=True),
+    "sinks": Net(sinks=True, activation="swiglu_clamped", biases=True, windows=(0, 5), n_kv_heads=1),
+    "sinks_capped": Net(
+        sinks=True, attention_softcap=2.5, head_dim=136, rotary_dim=136, hidden_size=50, parallel=True
+    ),
 }
 
 
@@ -90,15 +130,29 @@ def make(net: Net, seed: int = 0) -> Net:
     }
     w = {name: rng.normal(size=(net.vocab_size, h)) for name in ("embed", "head")}
     w["norm"] = rng.uniform(0.5, 1.5, h)
+    if net.norm == "layer":
+        w["norm_bias"] = 0.3 * rng.normal(size=h)
+    if net.positions == "learned":
+        w["positions"] = rng.normal(size=(1200, h))
     for i in range(net.n_layers):
         at = f"layers.{i}."
         for name, shape in shapes.items():
+            if name == "gate" and not net.gated:
+                continue
             w[at + name] = rng.normal(size=shape) / np.sqrt(shape[1])
             if net.biases:
                 w[at + name + "_bias"] = 0.3 * rng.normal(size=shape[0])
-        w[at + "input_norm"], w[at + "post_norm"] = rng.uniform(0.5, 1.5, (2, h))
+        if net.norm_place != "post":
+            w[at + "input_norm"], w[at + "post_norm"] = rng.uniform(0.5, 1.5, (2, h))
+        if net.norm_place != "pre":
+            w[at + "attn_out_norm"], w[at + "mlp_out_norm"] = rng.uniform(0.5, 1.5, (2, h))
+        if net.norm == "layer":
+            w[at + "input_norm_bias"], w[at + "post_norm_bias"] = 0.3 * rng.normal(size=(2, h))
         if net.qk_norm:
-            w[at + "q_norm"], w[at + "k_norm"] = rng.uniform(0.5, 1.5, (2, net.head_dim))
+            w[at + "q_norm"] = rng.uniform(0.5, 1.5, q if net.qk_norm_whole else net.head_dim)
+            w[at + "k_norm"] = rng.uniform(0.5, 1.5, kv if net.qk_norm_whole else net.head_dim)
+        if net.sinks:
+            w[at + "sinks"] = rng.normal(size=net.n_heads)
         if net.sub_norm:
             w[at + "attn_sub_norm"], w[at + "ffn_sub_norm"] = (
                 rng.uniform(0.5, 1.5, q),
@@ -135,142 +189,115 @@ def build(net: Net) -> _native.Decoder:
         else:
             decoder.set_vector(name, x)
     decoder.set_rope(net.inverse_frequencies(), net.factor, list(net.rope_layers))
+    if net.local_layers:
+        decoder.set_local_rope(net.inverse_frequencies(100.0), net.factor, list(net.local_layers))
     decoder.set_windows(list(net.windows))
     decoder.finish()
     return decoder
-
-
-def seen_keys(n: int, window: int) -> np.ndarray:
-    """Which key (column) each query (row) sees."""
-    distance = np.arange(n)[:, None] - np.arange(n)
-    return (distance >= 0) & ((window == 0) | (distance < window))
-
-
-def attend_floats(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
-    """Attention [n, heads, dim] with keys and values rounded to float16."""
-    k, v = (
-        np.repeat(a.astype(np.float16).astype(np.float64), net.n_heads // net.n_kv_heads, 1) for a in (k, v)
-    )
-    scores = np.einsum("ihd,jhd->hij", q, k) * net.head_dim**-0.5
-    scores = np.where(seen_keys(len(q), window), scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hij,jhd->ihd", p / p.sum(-1, keepdims=True), v)
-
-
-def round_groups(x: np.ndarray, size: int) -> np.ndarray:
-    """x with each run of `size` channels rounded to 127 steps of its largest magnitude either way."""
-    out = np.empty_like(x)
-    for at in range(0, x.shape[-1], size):
-        part = x[..., at : at + size]
-        scale = np.maximum(np.abs(part).max(-1, keepdims=True), 1e-18) / 127
-        out[..., at : at + size] = np.rint(part / scale) * scale
-    return out
-
-
-def attend_integers(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
-    """Attention [n, heads, dim] as attention_integer.cc defines it.
-
-    Queries and keys have 8 bits per 64 channels, values per head; in each segment of 256 keys the weights
-    times the values' scales have 8 bits of the largest.
-    """
-    n, group = len(q), net.n_heads // net.n_kv_heads
-    scales = np.maximum(np.abs(v).max(-1), 1e-18) / 127  # [n, kv heads]
-    q, k = round_groups(q * net.head_dim**-0.5, 64), round_groups(k, 64)
-    v, scales = (np.repeat(a, group, 1) for a in (round_groups(v, net.head_dim), scales))
-    scores = np.einsum("ihd,jhd->hij", q, np.repeat(k, group, 1)) + np.log(scales).T[:, None]
-    scores = np.where(seen_keys(n, window), scores, -np.inf)
-    mixed, total = np.zeros((n, net.n_heads, net.head_dim)), np.zeros((n, net.n_heads))
-    top = scores.max(-1, keepdims=True)  # folding segments multiplies by exp(their own maximum - this)
-    for at in range(0, n, 256):
-        part = scores[..., at : at + 256]
-        peak = part.max(-1, keepdims=True)
-        weights = 255 * np.exp(part - np.where(np.isfinite(peak), peak, 0))
-        fade = np.exp(peak - top)
-        values, inverses = v[at : at + 256] / scales[at : at + 256, :, None], 1 / scales[at : at + 256]
-        mixed += np.einsum("hij,jhd->ihd", np.rint(weights) * fade, values)
-        total += np.einsum("hij,jh->ih", weights * fade, inverses)
-    return mixed / total[..., None]
-
-
-def attend_pages(net: Net, q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
-    """Attention [n, heads, dim]: earlier pages of 64 positions as codes, a query's own page in float16."""
-    n, group = len(q), net.n_heads // net.n_kv_heads
-    pages = np.arange(n) // PAGE
-    own = pages[:, None] == pages
-    seen_k, seen_v = as_codes(k, v, net.kv_bits)
-    near_k, near_v = (a.astype(np.float16).astype(np.float64) for a in (k, v))
-    seen_k, seen_v, near_k, near_v = (np.repeat(a, group, 1) for a in (seen_k, seen_v, near_k, near_v))
-    scores = (
-        np.where(own, np.einsum("ihd,jhd->hij", q, near_k), np.einsum("ihd,jhd->hij", q, seen_k))
-        * net.head_dim**-0.5
-    )
-    scores = np.where(seen_keys(n, window), scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    return np.einsum("hij,jhd->ihd", p * own, near_v) + np.einsum("hij,jhd->ihd", p * ~own, seen_v)
-
-
-ATTEND = {16: attend_floats, 8: attend_integers, 4: attend_pages, 2: attend_pages}
 
 
 def reference(net: Net, tokens: np.ndarray) -> np.ndarray:
     """Logits [tokens, vocab] in float64, with keys and values rounded as net.kv_bits says."""
     w = {name: x.astype(np.float64) for name, x in net.weights.items()}
     n, heads, kv, dim = len(tokens), net.n_heads, net.n_kv_heads, net.head_dim
-    angles = (np.arange(n, dtype=np.float32)[:, None] * net.inverse_frequencies()).astype(np.float64)
-    cosine, sine = np.cos(angles)[:, None] * net.factor, np.sin(angles)[:, None] * net.factor
+    gated, whole = net.gated, net.qk_norm and net.qk_norm_whole
 
-    def norm(x, weight):
+    def rms(x, weight):
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + net.norm_eps) * weight
+
+    def norm(x, name):
+        """Of the stream; x itself where the network has no such norm."""
+        if name not in w:
+            return x
+        if net.norm == "rms":
+            return rms(x, w[name])
+        x = x - x.mean(-1, keepdims=True)
+        return rms(x, w[name]) + w.get(name + "_bias", 0.0)
 
     def linear(x, name):
         return x @ w[name].T + w.get(name + "_bias", 0.0)
 
-    def rotate(x):
+    def rotate(x, theta):
+        angles = (np.arange(n, dtype=np.float32)[:, None] * net.inverse_frequencies(theta)).astype(np.float64)
+        cosine, sine = np.cos(angles)[:, None] * net.factor, np.sin(angles)[:, None] * net.factor
         half = net.rotary_dim // 2
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return np.concatenate([a * cosine - b * sine, b * cosine + a * sine, rest], -1)
 
-    acts = {
-        "silu": lambda g: g / (1 + np.exp(-g)),
-        "relu2": lambda g: np.maximum(g, 0) ** 2,
-        "gelu_tanh": lambda g: 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))),
-    }
-    x = w["embed"][tokens]
-    for i in range(net.n_layers):
+    def attention(h, i):
         at = f"layers.{i}."
-        h = norm(x, w[at + "input_norm"])
-        q, k = linear(h, at + "q").reshape(n, heads, dim), linear(h, at + "k").reshape(n, kv, dim)
-        v = linear(h, at + "v").reshape(n, kv, dim)
-        if net.qk_norm:
-            q, k = norm(q, w[at + "q_norm"]), norm(k, w[at + "k_norm"])
+        q, k, v = (linear(h, at + name) for name in "qkv")
+        if whole:
+            q, k = rms(q, w[at + "q_norm"]), rms(k, w[at + "k_norm"])
+        q, k, v = q.reshape(n, heads, dim), k.reshape(n, kv, dim), v.reshape(n, kv, dim)
+        if net.qk_norm and not whole:
+            q, k = rms(q, w[at + "q_norm"]), rms(k, w[at + "k_norm"])
         if net.rope_layers[i] and net.rotary_dim:
-            q, k = rotate(q), rotate(k)
-        h = ATTEND[net.kv_bits](net, q, k, v, net.windows[i]).reshape(n, -1)
+            theta = 100.0 if net.local_layers and net.local_layers[i] else 10000.0
+            q, k = rotate(q, theta), rotate(k, theta)
+        h = ATTEND[net.kv_bits](net, q, k, v, net.windows[i], w.get(at + "sinks")).reshape(n, -1)
         if net.sub_norm:
-            h = norm(h, w[at + "attn_sub_norm"])
-        x = x + linear(h, at + "o")
-        h = norm(x, w[at + "post_norm"])
-        h = acts[net.activation](linear(h, at + "gate")) * linear(h, at + "up")
+            h = rms(h, w[at + "attn_sub_norm"])
+        return norm(linear(h, at + "o"), at + "attn_out_norm")
+
+    def mlp(h, i):
+        at = f"layers.{i}."
+        up = linear(h, at + "up")
+        if net.activation == "swiglu_clamped":
+            gate = np.minimum(linear(h, at + "gate"), 7)
+            h = gate / (1 + np.exp(-1.702 * gate)) * (np.clip(up, -7, 7) + 1)
+        else:
+            h = ACTS[net.activation](linear(h, at + "gate")) * up if gated else ACTS[net.activation](up)
         if net.sub_norm:
-            h = norm(h, w[at + "ffn_sub_norm"])
-        x = x + linear(h, at + "down")
-    return norm(x, w["norm"]) @ w["head"].T
+            h = rms(h, w[at + "ffn_sub_norm"])
+        return norm(linear(h, at + "down"), at + "mlp_out_norm")
+
+    x = w["embed"][tokens] * net.embedding_scale
+    if net.positions == "learned":
+        x = x + w["positions"][net.position_offset : net.position_offset + n]
+    for i in range(net.n_layers):
+        before = x
+        x = x + attention(norm(x, f"layers.{i}.input_norm"), i)
+        x = x + mlp(norm(before if net.parallel else x, f"layers.{i}.post_norm"), i)
+    return capped(norm(x, "norm") @ w["head"].T, net.logit_softcap)
+
+
+ACTS = {
+    "silu": lambda g: g / (1 + np.exp(-g)),
+    "relu2": lambda g: np.maximum(g, 0) ** 2,
+    "relu": lambda g: np.maximum(g, 0),
+    "gelu": lambda g: 0.5 * g * (1 + np.vectorize(math.erf)(g / np.sqrt(2))),
+    "gelu_tanh": lambda g: 0.5 * g * (1 + np.tanh(np.sqrt(2 / np.pi) * (g + 0.044715 * g**3))),
+}
 
 
 def random_tokens(net: Net, n: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, net.vocab_size, n).astype(np.int32)
 
 
+# Bits of keys and values with float weights and with codes.
+DIGESTED = {
+    "nine_heads": (8, 8),
+    "head_80_partial": (8, 4),
+    "bitnet": (8, 8),
+    "biases": (16, 16),
+    "odd_sizes": (4, 4),
+    "qk_norm": (2, 2),
+    "sandwich": (16, 8),
+    "post": (16, 8),
+    "layer_norm": (8, 16),
+    "parallel": (8, 4),
+    "sinks": (16, 8),
+    "sinks_capped": (8, 4),
+}
+
+
 def digest() -> str:
     """A fingerprint of logits and samples over several networks, for comparison between processes."""
     total = hashlib.sha256()
-    for name in ("nine_heads", "head_80_partial", "bitnet", "biases", "odd_sizes", "qk_norm"):
-        for bits in (0, 4):
+    for name, kinds in DIGESTED.items():
+        for bits, kv_bits in zip((0, 4), kinds):
             wide = name == "biases"
-            kv_bits = {"biases": 16, "odd_sizes": 4, "qk_norm": 2, "head_80_partial": 4 if bits else 8}.get(
-                name, 8
-            )
             net = make(replace(NETS[name], bits=bits, activation_bits=16 if wide else 8, kv_bits=kv_bits))
             decoder, tokens = build(net), random_tokens(net, 290)
             cache = _native.KvCache(decoder, 300)

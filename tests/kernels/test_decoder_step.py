@@ -13,6 +13,9 @@ from lowbit import _native
 
 from .decoder_net import NETS, Net, build, make, random_tokens, reference
 
+# What other families than Llama's bring.
+FAMILIES = ["sandwich", "post", "layer_norm", "parallel", "sinks", "sinks_capped"]
+
 
 def all_logits(decoder, tokens, chunks=None, capacity=1024):
     """Logits of every token, fed in pieces of the given lengths (repeated)."""
@@ -70,11 +73,12 @@ def test_pages_of_codes_match_their_definition(name, kv_bits):
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8, 4, 2])
-def test_contexts_of_several_segments(kv_bits):
+@pytest.mark.parametrize("more", [{}, {"sinks": True, "attention_softcap": 1.5}], ids=str)
+def test_contexts_of_several_segments(kv_bits, more):
     net = Net(
         windows=(0, 300), n_heads=3, n_kv_heads=1, head_dim=8, rotary_dim=8, n_layers=2, kv_bits=kv_bits
     )
-    net = make(net)
+    net = make(replace(net, **more))
     tokens = random_tokens(net, 700)
     whole = all_logits(build(net), tokens)
     assert difference(whole, reference(net, tokens)) < ({16: 2e-4, 8: 5e-3}.get(kv_bits, 5e-2))
@@ -84,7 +88,9 @@ def test_contexts_of_several_segments(kv_bits):
 
 
 @pytest.mark.parametrize(("bits", "kv_bits"), [(0, 8), (4, 16), (4, 4), (0, 2)])
-@pytest.mark.parametrize("name", ["nine_heads", "head_80_partial", "windows", "bitnet", "biases", "head_128"])
+@pytest.mark.parametrize(
+    "name", ["nine_heads", "head_80_partial", "windows", "bitnet", "biases", "head_128", *FAMILIES]
+)
 def test_chunking_does_not_change_a_bit(name, bits, kv_bits):
     net = make(replace(NETS[name], bits=bits, activation_bits=16 if bits else 8, kv_bits=kv_bits))
     decoder, tokens = build(net), random_tokens(net, 150)
@@ -94,8 +100,9 @@ def test_chunking_does_not_change_a_bit(name, bits, kv_bits):
 
 
 @pytest.mark.parametrize("kv_bits", [16, 8, 4, 2])
-def test_companions_do_not_change_a_bit(kv_bits):
-    net = make(replace(NETS["nine_heads"], bits=4, kv_bits=kv_bits))
+@pytest.mark.parametrize("name", ["nine_heads", *FAMILIES])
+def test_companions_do_not_change_a_bit(name, kv_bits):
+    net = make(replace(NETS[name], bits=4, kv_bits=kv_bits))
     decoder = build(net)
     prompts = [random_tokens(net, n, seed=n) for n in (1, 7, 70, 130)]
     nexts = [random_tokens(net, 3, seed=50 + i) for i in range(4)]
