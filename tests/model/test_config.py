@@ -184,7 +184,7 @@ REFUSED = [
     ({"layer_types": ["linear_attention"] * 30}, UnsupportedError, "linear_attention"),
     ({"layer_types": ["sliding_attention"] * 30}, CheckpointError, "layer_types"),
     ({"partial_rotary_factor": 0.25}, UnsupportedError, "partial_rotary_factor"),
-    ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, UnsupportedError, "gptq"),
+    ({"quantization_config": {"quant_method": "aqlm", "bits": 4}}, UnsupportedError, "gptq"),
     ({"quantization_config": []}, UnsupportedError, "quant_method"),
     # unknown fields that other networks use to change the result
     ({"attn_logit_softcapping": 50.0}, UnsupportedError, "attn_logit_softcapping"),

@@ -18,6 +18,7 @@ from lowbit.model.family import ACTIVATIONS, HARMLESS, SUSPECT, Family
 from lowbit.model.fields import Fields
 from lowbit.model.layer_kinds import MAX_LAYERS, MAX_POSITIONS, read_rope_layers, read_windows
 from lowbit.model.rope import Rope, parse_local_rope, parse_rope
+from lowbit.model.stored.tensors import quantization_of
 
 # Sizes beyond these are a damaged or hostile file: they bound every product of sizes below 2**52.
 MAX_VOCABULARY = 1 << 22
@@ -242,16 +243,10 @@ def _family(config: Mapping[str, Any], where: str) -> Family:
 
 
 def _check_quantization(fields: Fields) -> None:
-    """Weights stored by another quantizer are not what their names say."""
-    given = fields.raw("quantization_config")
-    if given is None:
-        return
-    method = given.get("quant_method") if isinstance(given, Mapping) else None
-    if method != "lowbit":
-        raise UnsupportedError(
-            f"{fields.where}: the weights are stored by quant_method={reprlib.repr(method)}; lowbit reads "
-            "fp32, fp16 and bf16 weights, GGUF and its own files: start from one of these"
-        )
+    """Weights of a quantizer that nothing here reads are not what their names say."""
+    quantization_of(
+        {key: fields.raw(key) for key in ("quantization_config", "compression_config")}, fields.where
+    )
 
 
 def _eos_ids(fields: Fields, generation: Mapping[str, Any] | None, vocab_size: int) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from lowbit.model.config import ModelConfig, from_transformers
 from lowbit.model.float_weights import float_matrix, widened
 from lowbit.model.json_file import read_json
 from lowbit.model.sources import Source, sources
+from lowbit.model.stored.tensors import StoredTensors
+from lowbit.model.tensors import expected_tensors
 from lowbit.model.tokenizer import Tokenizer, load_tokenizer
 from lowbit.packed import PackedMatrix, TensorFile
 
@@ -33,6 +36,7 @@ class TransformersCheckpoint:
         self.path = path
         self._fields = read_json(path / "config.json")
         self._files = self._locate()
+        self._stored = StoredTensors(self._files, self._fields, str(path / "config.json"))
         self._arena = Arena()
 
     @cached_property
@@ -42,21 +46,32 @@ class TransformersCheckpoint:
     def names(self) -> list[str]:
         return list(self._sources)
 
+    def notes(self) -> list[str]:
+        """What of a quantized checkpoint runs in another way here than where it was made."""
+        return self._stored.notes()
+
     def shape(self, name: str) -> tuple[int, ...]:
-        file, source = self._tensor(name)
-        return source.shape(file.shape(source.stored))
+        source = self._source(name)
+        if self._stored.packed(source.stored):  # quantizers store all matrices [out, in]
+            return replace(source, transposed=False).shape(self._stored.shape(source.stored))
+        return source.shape(self._files[source.stored].shape(source.stored))
 
     def dtype(self, name: str) -> str:
-        file, source = self._tensor(name)
-        return file.dtype(source.stored)
+        return self._stored.dtype(self._source(name).stored)
 
     def read(self, name: str) -> np.ndarray:
-        file, source = self._tensor(name)
+        source = self._source(name)
+        if self._stored.packed(source.stored):
+            return self._stored.matrix(source).dequantize()
+        file = self._files[source.stored]
         kind = float_type(file, source.stored)
         return widened(self._part(file, source, name), kind)
 
     def matrix(self, name: str) -> PackedMatrix:
-        file, source = self._tensor(name)
+        source = self._source(name)
+        if self._stored.packed(source.stored):
+            return self._stored.matrix(source)
+        file = self._files[source.stored]
         kind, part = float_type(file, source.stored), self._part(file, source, name)
         if part.ndim != 2 or 0 in part.shape:
             raise CheckpointError(
@@ -79,15 +94,21 @@ class TransformersCheckpoint:
 
     @cached_property
     def _sources(self) -> dict[str, Source]:
-        return sources(self.config, self._files)
+        found = sources(self.config, self._stored.names())
+        wanted = {tensor.name for tensor in expected_tensors(self.config)}
+        return {
+            name: source
+            for name, source in found.items()
+            if name in wanted or not self._stored.zeros(source.stored)
+        }
 
-    def _tensor(self, name: str) -> tuple[TensorFile, Source]:
+    def _source(self, name: str) -> Source:
         source = self._sources.get(name)
         if source is None:
             raise CheckpointError(
                 f"read {self.path}: no tensor {name!r}; it has {len(self._sources)} tensors"
             )
-        return self._files[source.stored], source
+        return source
 
     def _part(self, file: TensorFile, source: Source, name: str) -> np.ndarray:
         """The stored bits of a tensor, a view where that is possible."""

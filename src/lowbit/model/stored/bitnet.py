@@ -1,0 +1,85 @@
+"""Ternary weights of transformers' bitnet integration, packed four rows to a byte.
+
+    weight        uint8 [out / 4, in]: bits 2 i, 2 i + 1 of row r hold weight + 1 of row i * out / 4 + r
+    weight_scale  [1]: BitLinear divides its output by it; AutoBitLinear, stored offline, multiplies
+
+A model of linear_class "autobitlinear" and quantization_mode "online" stores the floats that it was trained
+with and rounds them at every call: it is refused, for its stored weights are not those that it runs with.
+Activations are rounded to 8 bits per token there; here also per group of 64 inputs, as everywhere in lowbit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lowbit.errors import UnsupportedError
+from lowbit.model.fields import Fields
+from lowbit.model.stored.arrays import Arrays
+from lowbit.model.stored.grouping import Grouping
+from lowbit.model.stored.packing import code_matrix
+from lowbit.packed import PackedMatrix
+
+MARKS = ("weight",)
+CLASSES = ("bitlinear", "autobitlinear")
+
+
+@dataclass(frozen=True)
+class Config:
+    multiplies: bool
+
+
+def config(quantization: Mapping[str, Any], where: str) -> Config:
+    """Read a quantization_config. Raises UnsupportedError for a kind that is not read here."""
+    fields = Fields(quantization, where)
+    linear = fields.text("linear_class", default="bitlinear")
+    mode = fields.text("quantization_mode", default="offline")
+    if linear not in CLASSES or mode != "offline":
+        raise UnsupportedError(
+            f"{where}: bitnet with linear_class={linear!r:.40} and quantization_mode={mode!r:.40}; lowbit "
+            f"reads {' and '.join(CLASSES)} with weights stored offline"
+        )
+    if fields.boolean("use_rms_norm"):
+        raise UnsupportedError(
+            f"{where}: bitnet with use_rms_norm, a norm before every matrix; lowbit runs the bitnet family, "
+            "whose norms are a part of the network"
+        )
+    return Config(linear == "autobitlinear")
+
+
+def parts(arrays: Arrays, config: Config) -> tuple[str, ...] | None:
+    if arrays.dtype("weight") != "U8" or len(arrays.shape("weight")) != 2:
+        return None
+    return ("weight", "weight_scale")
+
+
+def shape(arrays: Arrays, config: Config) -> tuple[int, int]:
+    rows, in_features = arrays.shape("weight")
+    return 4 * rows, in_features
+
+
+def name(arrays: Arrays, config: Config) -> str:
+    return "bitnet ternary-row"
+
+
+def read(arrays: Arrays, config: Config) -> PackedMatrix:
+    """The matrix, exactly: -1, 0, 1 times or over one scale."""
+    out_features, in_features = shape(arrays, config)
+    arrays.check_size(out_features, in_features)
+    packed = arrays.take("weight", ("U8",), (None, None))
+    codes = np.concatenate([packed >> np.uint8(2 * i) & np.uint8(3) for i in range(4)])
+    if int(codes.max()) > 2:
+        raise arrays.damaged("weight holds a code of 3, which no ternary weight has")
+    scale = arrays.floats("weight_scale", (1,))[0]
+    if not config.multiplies:
+        if scale == 0:
+            raise arrays.damaged("weight_scale is 0, and the weights are divided by it")
+        scale = np.float32(1) / scale
+        if not np.isfinite(scale):
+            raise arrays.damaged(f"weight_scale is {1 / scale:g}, and the weights are divided by it")
+    levels = np.array([-1, 0, 1], np.float32)
+    scales = np.full((1, 1), scale, np.float32)
+    return code_matrix(codes, 2, levels, scales, Grouping(0), "ternary-row", base3=True)
