@@ -12,6 +12,8 @@ __attribute__((weak)) void bind_quantize(nb::module_& m);
 __attribute__((weak)) void bind_repack(nb::module_& m);
 
 NB_MODULE(_native, m) {
+  // A program may end with products in a graph of torch, which frees them after nanobind has looked.
+  nb::set_leak_warnings(false);
   m.doc() = "Native kernels of lowbit: matrix products, the decoder step, quantization.";
   bind_matmul(m);
   if (bind_decoder) bind_decoder(m);

@@ -39,7 +39,7 @@ EXTRA = {
     "engine": {"llguidance"},
     "quantize": {"torch", "scipy"},
     "server": {"uvicorn", "msgspec", "prometheus_client"},
-    "interop": {"safetensors"},
+    "interop": {"safetensors", "torch", "transformers", "huggingface_hub"},
     "plan": {"scipy"},
     "measure": {"matplotlib", "lm_eval", "datasets", "pynvml", "codecarbon"},
     "cli": {"rich"},

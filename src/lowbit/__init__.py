@@ -10,11 +10,12 @@ Every public name is resolved on first use, so that `import lowbit` costs a mill
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import types
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lowbit import import_hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -137,6 +138,8 @@ def quantize(
     Returns a PackedMatrix for an array; for a checkpoint a report: output, method,
     bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers, measured.
     """
+    import dataclasses
+
     from lowbit.errors import RequestError
     from lowbit.formats import Scheme, parse_format
     from lowbit.formats.auto import Auto
@@ -205,3 +208,4 @@ class _Package(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+import_hook.install()

@@ -126,10 +126,18 @@ def test_bad_schemes(value, word):
         Scheme.parse(value)
 
 
+def test_names_stand_for_formats():
+    scheme = Scheme("int4-g64", embedding="int8-g32", layers={"*.down_proj.weight": "nf4-g64"})  # type: ignore[arg-type]
+    parsed = {"weights": "int4-g64", "embedding": "int8-g32", "layers": {"*.down_proj.weight": "nf4-g64"}}
+    assert scheme == Scheme.parse(parsed)
+    with pytest.raises(FormatError, match="bits=99"):
+        Scheme("int99")  # type: ignore[arg-type]
+
+
 def test_wrong_types():
-    with pytest.raises(FormatError, match=r"Scheme\.parse"):
-        Scheme("int4")  # type: ignore[arg-type]
+    with pytest.raises(FormatError, match="its name"):
+        Scheme(4)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="embedding"):
-        Scheme(INT4, embedding="int4")  # type: ignore[arg-type]
+        Scheme(INT4, embedding=4)  # type: ignore[arg-type]
     with pytest.raises(FormatError, match="layers"):
-        Scheme(INT4, layers={"a": "int4"})  # type: ignore[dict-item]
+        Scheme(INT4, layers={"a": 4})  # type: ignore[dict-item]

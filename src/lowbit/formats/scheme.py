@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from lowbit.errors import FormatError, UnsupportedError
 from lowbit.formats.activations import ACTIVATIONS, KV_BITS, default_kv_bits
@@ -32,7 +32,10 @@ class Scheme:
     layers: tensor-name pattern (fnmatch, case-sensitive) -> Format; the first match wins, over embedding too
 
     Routers of experts and tables of learned positions are fp16 unless `layers` names them.
+    A Format may be given by its name: Scheme("int4-g64", layers={"*.down_proj.weight": "int6-g64"}).
     """
+
+    quant_method: ClassVar[str] = "lowbit"  # transformers takes a Scheme as quantization_config
 
     weights: Format
     embedding: Format | None = None
@@ -41,14 +44,17 @@ class Scheme:
     layers: Mapping[str, Format] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        for name in ("weights", "embedding"):
+            if isinstance(given := getattr(self, name), str):
+                object.__setattr__(self, name, parse_format(given))
         if not isinstance(self.weights, Format):
             raise FormatError(
-                f"Scheme: weights is {self.weights!r}, must be a Format; use Scheme.parse for names"
+                f"Scheme: weights is {self.weights!r}, must be a Format or its name; Scheme.parse reads more"
             )
         if self.embedding is None:
             object.__setattr__(self, "embedding", _default_embedding(self.weights))
         elif not isinstance(self.embedding, Format):
-            raise FormatError(f"Scheme: embedding is {self.embedding!r}, must be a Format or None")
+            raise FormatError(f"Scheme: embedding is {self.embedding!r}, must be a Format, its name or None")
         if self.activations not in ACTIVATIONS:
             raise UnsupportedError(
                 f"Scheme: activations {self.activations!r}, must be one of {', '.join(ACTIVATIONS)}"
@@ -58,12 +64,13 @@ class Scheme:
             object.__setattr__(self, "kv_bits", 16 if plain else default_kv_bits(self.activations))
         elif self.kv_bits not in KV_BITS:
             raise UnsupportedError(f"Scheme: kv_bits={self.kv_bits} is not supported; use one of 2, 4, 8, 16")
-        for pattern, fmt in self.layers.items():
+        layers = {p: parse_format(f) if isinstance(f, str) else f for p, f in self.layers.items()}
+        for pattern, fmt in layers.items():
             if not isinstance(pattern, str) or not isinstance(fmt, Format):
                 raise FormatError(
-                    f"Scheme: layers[{pattern!r}] = {fmt!r}, must map a name pattern to a Format"
+                    f"Scheme: layers[{pattern!r}] = {fmt!r}, must map a name pattern to a Format or its name"
                 )
-        object.__setattr__(self, "layers", dict(self.layers))
+        object.__setattr__(self, "layers", layers)
 
     @staticmethod
     def parse(value: str | Format | Mapping[str, Any] | Scheme) -> Scheme:
