@@ -25,6 +25,7 @@ from lowbit.errors import CheckpointError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.formats.auto import Auto
 from lowbit.model.checkpoint import Checkpoint, open_checkpoint
+from lowbit.model.lowbit_checkpoint import FILE_METADATA
 from lowbit.model.tensors import expected_tensors
 from lowbit.packed import PackedMatrix, TensorWriter, planned_arrays
 from lowbit.packed.planned import ArrayLayout
@@ -174,7 +175,7 @@ def _write_tensors(
     layers: list[dict[str, Any]] = []
     metas: dict[str, dict[str, Any]] = {}
     done, total = 0, sum(int(np.prod(shape)) for shape in shapes.values())
-    with TensorWriter(folder / "model.safetensors", layout, {"format": "lowbit"}) as writer:
+    with TensorWriter(folder / "model.safetensors", layout, FILE_METADATA) as writer:
         for name, format in formats.items():
             values = checkpoint.read(name)
             if format is None:
@@ -205,7 +206,7 @@ def _join(
     layers: list[dict[str, Any]] = []
     metas: dict[str, dict[str, Any]] = {}
     missing = set(formats)
-    with TensorWriter(folder / "model.safetensors", layout, {"format": "lowbit"}) as writer:
+    with TensorWriter(folder / "model.safetensors", layout, FILE_METADATA) as writer:
         for part in part_names(checkpoint):
             tensors, report = parts.read(part)
             for name, tensor in tensors.items():

@@ -22,6 +22,8 @@ from lowbit.model.transformers_checkpoint import directory_config, directory_tok
 from lowbit.packed import PackedMatrix, TensorFile
 
 VERSION = 1
+# Of the safetensors file. transformers 4 refuses files that do not name one of four frameworks here.
+FILE_METADATA = {"format": "pt"}
 
 
 class LowbitCheckpoint:

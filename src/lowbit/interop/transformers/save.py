@@ -13,7 +13,7 @@ from lowbit.errors import RequestError
 from lowbit.interop.transformers.modules import PackedEmbedding, PackedLinear
 from lowbit.interop.transformers.packed import as_array
 from lowbit.model.float_weights import float_matrix
-from lowbit.model.lowbit_checkpoint import VERSION
+from lowbit.model.lowbit_checkpoint import FILE_METADATA, VERSION
 from lowbit.packed import PackedMatrix, TensorWriter
 from lowbit.quantize.round_to_nearest import round_to_nearest
 
@@ -67,7 +67,7 @@ def save_pretrained(model: Model, save_directory: str | os.PathLike[str], **opti
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    with TensorWriter(folder / "model.safetensors", layout, {"format": "lowbit"}) as writer:
+    with TensorWriter(folder / "model.safetensors", layout, FILE_METADATA) as writer:
         for name, matrix in packed.items():
             for entry, array in matrix.state()[1].items():
                 writer.write(f"{name}.{entry}", array)
