@@ -153,10 +153,13 @@ def _state(arrays: Arrays) -> _State:
     size = fields.items("shape", int, 2)
     if size is None or len(size) != 2 or not all(0 < n < 1 << 31 for n in size):
         raise arrays.damaged(f"{part} says shape={size}")
+    blocksize = fields.integer("blocksize", 1, 1 << 20)
+    if blocksize & (blocksize - 1):
+        raise arrays.damaged(f"{part} says blocksize={blocksize}, which is no power of two")
     return _State(
         kind,
         (size[0], size[1]),
-        fields.integer("blocksize", 1, 1 << 20),
+        blocksize,
         fields.integer("nested_blocksize", 1, 1 << 20, default=256),
         fields.number("nested_offset", -1e30, 1e30, default=0.0),
     )
