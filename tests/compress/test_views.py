@@ -35,7 +35,7 @@ def refused(name, config):
     """Would the view change the function?"""
     if name == "hadamard":
         return config.norm == "layer" or config.norm_place != "pre"
-    return config.rope_local is not None or config.rope.kind == "longrope"
+    return config.rope_local is not None or config.rope.kind in ("longrope", "yarn")
 
 
 @pytest.mark.parametrize("case", networks.CASES)

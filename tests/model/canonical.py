@@ -54,8 +54,28 @@ _RENAMED = {
     "gpt2": _GPT2,
     "opt": _OPT,
     "gpt_neox": _NEOX,
+    **{name: {"mlp.gate": "mlp.router"} for name in ("mixtral", "qwen3_moe", "olmoe")},
 }
 _LAYER = re.compile(r"(?:model\.layers|transformer\.h|model\.decoder\.layers|gpt_neox\.layers)\.(\d+)\.(.*)")
+
+
+def _stacked(model_type: str, stem: str, values: np.ndarray) -> Named:
+    """Experts in one array [experts, out, in]; of gpt-oss [experts, in, out], with gates at even rows."""
+    part = stem.rpartition(".")[2]
+    kind = "bias" if part.endswith("_bias") else "weight"
+    part = part.removesuffix("_bias")
+    for expert, own in enumerate(values):
+        if model_type == "gpt_oss" and kind == "weight":
+            own = own.T
+        at = f"mlp.experts.{expert}."
+        if part == "down_proj":
+            yield f"{at}down_proj.{kind}", own
+        elif model_type == "gpt_oss":
+            yield f"{at}gate_proj.{kind}", own[0::2]
+            yield f"{at}up_proj.{kind}", own[1::2]
+        else:
+            yield f"{at}gate_proj.{kind}", own[: len(own) // 2]
+            yield f"{at}up_proj.{kind}", own[len(own) // 2 :]
 
 
 def canonical(model) -> dict[str, np.ndarray]:
@@ -64,6 +84,11 @@ def canonical(model) -> dict[str, np.ndarray]:
     result: dict[str, np.ndarray] = {}
     for name, parameter in model.named_parameters():
         values = parameter.detach().float().numpy().copy()
+        if ".mlp.experts." in name:
+            prefix = f"model.layers.{name.split('.')[2]}."
+            for key, rows in _stacked(config.model_type, name, values):
+                result[prefix + key] = np.ascontiguousarray(rows)
+            continue
         prefix, stem, kind = "", *name.rsplit(".", 1)
         layer = _LAYER.fullmatch(stem)
         if layer:

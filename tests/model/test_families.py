@@ -45,7 +45,7 @@ def test_defaults_are_those_of_the_class(family):
         elif key == "sliding_window_pattern":
             kinds = type(theirs)(num_hidden_layers=13).layer_types
             assert [kind == "full_attention" for kind in kinds] == [(i + 1) % value == 0 for i in range(13)]
-        elif family in ("qwen2", "qwen3") and key == "sliding_window":
+        elif family in ("qwen2", "qwen3", "qwen3_moe") and key == "sliding_window":
             assert theirs.sliding_window is None  # the class clears it: use_sliding_window is off
             assert type(theirs)(use_sliding_window=True).sliding_window == value
         else:
@@ -75,7 +75,14 @@ def test_an_empty_config_means_what_the_class_means(family):
     assert ours.norm_eps == (torch.nn.LayerNorm(1).eps if eps is None else eps)
     assert ours.tied == theirs.tie_word_embeddings
     name = getattr(theirs, row.names.get("hidden_act", "hidden_act"))
-    assert ours.activation == ACTIVATIONS[name]
+    assert ours.activation == {**ACTIVATIONS, **row.activations}[name]
+    if row.experts is not None:
+        assert ours.n_experts == theirs.num_experts
+        assert ours.experts_per_token == theirs.num_experts_per_tok
+        assert ours.expert_size == getattr(theirs, row.experts.size)
+        assert ours.router_renormalize == getattr(
+            theirs, "norm_topk_prob", row.experts.order == "softmax_topk"
+        )
     if ours.positions == "rope":
         ropes = theirs.rope_parameters
         assert ours.rope.theta == ropes.get("full_attention", ropes)["rope_theta"]
@@ -107,7 +114,7 @@ def test_logits(network, length):
 def test_the_tolerance_would_catch_a_mistake(network):
     """Every parameter matters: zeroing any one tensor moves the logits far beyond the tolerance."""
     _, model, config = network
-    ids = tiny_models.token_ids(12)
+    ids = tiny_models.token_ids(60 if config.n_experts else 12)  # every expert has a token
     weights = tiny_models.weights(model)
     right = reference_logits(config, weights, ids)
     for tensor in expected_tensors(config):

@@ -73,10 +73,14 @@ def test_native_logits(saved, activations):
     model, folder = saved
     loaded = load_model(folder, activations=activations)
     ids = tiny_models.token_ids(40)
-    ours = native_logits(loaded, ids)
-    close(ours, tiny_models.logits(model, ids), TOLERANCE)
+    ours, theirs = native_logits(loaded, ids), tiny_models.logits(model, ids)
     config, weights = read_all(folder)
-    close(ours, reference_logits(config, weights, ids, kv_dtype=np.float16), SAME_CACHE)
+    rounded = reference_logits(config, weights, ids, kv_dtype=np.float16)
+    close(ours, rounded, SAME_CACHE)
+    # Rounded keys may send a token to another expert, in NumPy as well.
+    same = np.abs(rounded - theirs).max(axis=1) <= TOLERANCE * np.abs(theirs).max()
+    assert same.all() if not config.n_experts else same.mean() > 0.9
+    close(ours[same], theirs[same], TOLERANCE)
 
 
 def test_one_token_at_a_time_is_the_same(saved):

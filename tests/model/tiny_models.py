@@ -167,6 +167,72 @@ CASES = {
         Case("opt", "OPT"),
         Case("opt-no-biases", "OPT", {"enable_bias": False, "activation_function": "gelu"}),
         Case("neox", "GPTNeoX", {"hidden_size": 192}),
+        Case("mixtral", "Mixtral", {"num_local_experts": 4, "sliding_window": 9}),
+        Case(
+            "mixtral-one-of-three",
+            "Mixtral",
+            {"num_local_experts": 3, "num_experts_per_tok": 1, "head_dim": 32, "tie_word_embeddings": True},
+        ),
+        Case(
+            "qwen3-moe",
+            "Qwen3Moe",
+            {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "head_dim": 32},
+        ),
+        Case(
+            "qwen3-moe-mixed",
+            "Qwen3Moe",
+            {
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 96,
+                "mlp_only_layers": [1],
+                "norm_topk_prob": True,
+                "attention_bias": True,
+                "use_sliding_window": True,
+                "sliding_window": 8,
+            },
+        ),
+        Case(
+            "qwen3-moe-steps",
+            "Qwen3Moe",
+            {
+                "num_experts": 4,
+                "num_experts_per_tok": 4,
+                "moe_intermediate_size": 32,
+                "decoder_sparse_step": 2,
+                "head_dim": 16,
+            },
+        ),
+        Case("olmoe", "Olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+        Case(
+            "olmoe-renormalized",
+            "Olmoe",
+            {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_key_value_heads": 6},
+        ),
+        Case(
+            "gpt-oss",
+            "GptOss",
+            {
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "head_dim": 32,
+                "sliding_window": 7,
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "beta_fast": 32.0,
+                    "beta_slow": 1.0,
+                    "truncate": False,
+                    "original_max_position_embeddings": 32,
+                    "rope_theta": 1000.0,
+                },
+            },
+        ),
+        Case(
+            "gpt-oss-defaults",
+            "GptOss",
+            {"num_local_experts": 3, "num_experts_per_tok": 3, "head_dim": 64, "attention_bias": False},
+        ),
         Case(
             "neox-sequential",
             "GPTNeoX",
@@ -211,8 +277,9 @@ def build(case: Case, seed: int = 0, **settings: object) -> transformers.PreTrai
                 parameter.normal_(0.0, 0.3)
             elif case.kind == "GPT2" and "lm_head" not in name:
                 parameter.normal_(0.0, 1.5 * parameter.shape[0] ** -0.5)  # stored [in, out]
-            else:
-                parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+            else:  # stacked experts of gpt-oss are [experts, in, out], all others [.., out, in]
+                inputs = parameter.shape[1 if case.kind == "GptOss" and parameter.ndim == 3 else -1]
+                parameter.normal_(0.0, 1.5 * inputs**-0.5)
     return model
 
 

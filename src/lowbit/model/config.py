@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowbit.errors import CheckpointError, UnsupportedError
+from lowbit.model.experts_config import read_experts
 from lowbit.model.families import FAMILIES
 from lowbit.model.family import ACTIVATIONS, HARMLESS, SUSPECT, Family
 from lowbit.model.fields import Fields
@@ -172,6 +173,8 @@ def from_transformers(
         logit_softcap=_softcap(fields, "final_logit_softcapping", family.softcaps != "none"),
         rope_local=rope_local,
         local_layers=tuple(window > 0 for window in windows) if rope_local else (),
+        sinks=family.sinks,
+        **read_experts(fields, family, n_layers),
         ignored=_ignored(fields),
     )
     if result.sub_norm and n_heads * head_dim != hidden:

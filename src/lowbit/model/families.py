@@ -10,7 +10,7 @@ tests hold every row against them.
 
 from __future__ import annotations
 
-from lowbit.model.family import Family
+from lowbit.model.family import Experts, Family
 
 _COMMON = {
     "hidden_act": "silu",
@@ -25,6 +25,16 @@ _GEMMA = {
     "max_position_embeddings": 8192,
     "head_dim": 256,
     "tie_word_embeddings": True,
+}
+
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+    "rope_theta": 150000.0,
 }
 
 FAMILIES: dict[str, Family] = {
@@ -273,6 +283,71 @@ FAMILIES: dict[str, Family] = {
                 "rotary_pct": 0.25,
                 "tie_word_embeddings": False,
             },
+        ),
+        Family(
+            name="mixtral",
+            architectures=("MixtralForCausalLM",),
+            window="all",
+            experts=Experts(count=8, per_token=2),
+            defaults={
+                **_COMMON,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 1000000.0,
+                "sliding_window": None,
+            },
+        ),
+        Family(
+            name="qwen3_moe",
+            architectures=("Qwen3MoeForCausalLM",),
+            attention_bias="field",
+            qk_norm="head",
+            window="switch",
+            experts=Experts(128, 8, "moe_intermediate_size", renormalize="field", layers="steps"),
+            defaults={
+                **_COMMON,
+                "max_position_embeddings": 32768,
+                "num_key_value_heads": 4,
+                "sliding_window": 4096,
+                "moe_intermediate_size": 768,
+            },
+        ),
+        # Clipped queries, keys and values are in no published checkpoint that has this class.
+        Family(
+            name="olmoe",
+            architectures=("OlmoeForCausalLM",),
+            attention_bias="field",
+            qk_norm="whole",
+            experts=Experts(count=64, per_token=8, renormalize="field"),
+            defaults={**_COMMON, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+            fixed={"clip_qkv": None},
+        ),
+        Family(
+            name="gpt_oss",
+            architectures=("GptOssForCausalLM",),
+            attention_bias="field",
+            mlp_bias="always",
+            window="pattern",
+            sinks=True,
+            experts=Experts(
+                count=128, per_token=4, order="topk_softmax", renormalize="never", router_bias=True
+            ),
+            activations={"silu": "swiglu_clamped"},
+            defaults={
+                **_COMMON,
+                "attention_bias": True,
+                "head_dim": 64,
+                "max_position_embeddings": 131072,
+                "num_key_value_heads": 8,
+                "rms_norm_eps": 1e-5,
+                "sliding_window": 128,
+                "sliding_window_pattern": 2,
+                "rope_theta": 150000.0,
+                "rope_parameters": _GPT_OSS_ROPE,
+            },
+            fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
+            unread=frozenset({"initial_context_length", "experts_per_token"}),
         ),
     )
 }

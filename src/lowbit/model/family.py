@@ -12,6 +12,19 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Layers of a family that have experts in place of an MLP."""
+
+    count: int  # where neither num_experts nor num_local_experts says it
+    per_token: int  # where num_experts_per_tok is absent
+    size: str = "intermediate_size"  # the field with the intermediate size of an expert
+    order: str = "softmax_topk"  # see ModelConfig
+    renormalize: str = "always"  # "always" | "never" | "field": norm_topk_prob
+    layers: str = "all"  # "all" | "steps": those that decoder_sparse_step and mlp_only_layers leave
+    router_bias: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     name: str  # `model_type` of config.json
     architectures: tuple[str, ...]  # class names that config.json may give
@@ -30,13 +43,16 @@ class Family:
     position_offset: int = 0
     rotary: str = "whole"  # "whole" heads | "partial": partial_rotary_factor of a head | "local": two
     # rotations, one for layers with a window
-    window: str = "none"  # which layers have sliding_window: "none" | "all" | by layer_types, and where that
-    # is absent "upper": layers from max_window_layers on | "no_rope": layers without rotation | "pattern":
-    # all but every sliding_window_pattern-th
+    window: str = "none"  # which layers have sliding_window: "none" | "all" | "switch": all, where
+    # use_sliding_window is on | by layer_types, and where that is absent "upper": layers from
+    # max_window_layers on | "no_rope": layers without rotation | "pattern": all but every
+    # sliding_window_pattern-th
     rope_layers: str = "all"  # "all" | "field": no_rope_layers / no_rope_layer_interval
     attention_scale: str = "head_dim"  # ** -0.5 | "query_pre_attn_scalar", likewise | "field": as head_dim
     # unless scale_attn_weights is false
     softcaps: str = "none"  # "none" | "logits": final_logit_softcapping | "both": attn_logit_softcapping, too
+    sinks: bool = False
+    experts: Experts | None = None
     norm_eps: float = 0.0  # where the family has no field for it
     inner: int = 0  # intermediate_size where it is absent, in hidden_size; 0: it must be given
     activations: Mapping[str, str] = field(default_factory=dict)  # what differs from ACTIVATIONS
@@ -66,7 +82,8 @@ HARMLESS = frozenset({
     "initializer_range", "initializer_factor", "attention_dropout", "hidden_dropout", "embd_pdrop",
     "resid_pdrop", "layerdrop", "layer_norm_eps", "attn_implementation", "pretraining_tp",
     "max_window_layers", "is_llama_config", "attn_pdrop", "attention_probs_dropout_prob",
-    "layer_norm_epsilon", "reorder_and_upcast_attn", "cache_implementation",
+    "layer_norm_epsilon", "reorder_and_upcast_attn", "cache_implementation", "output_router_logits",
+    "router_aux_loss_coef", "router_jitter_noise",
 })
 # fmt: on
 

@@ -43,7 +43,7 @@ def read_windows(
         given = fields.raw("sliding_window")
         window = fields.integer("sliding_window", 1, MAX_POSITIONS) if enabled and given is not None else 0
 
-    if family.window == "all":
+    if family.window in ("all", "switch"):
         windows = (window,) * n_layers
         if (
             kinds is not None

@@ -230,8 +230,14 @@ def _build(
         "attention_softcap",
         "logit_softcap",
         "sinks",
+        "n_experts",
+        "experts_per_token",
+        "expert_size",
+        "router_order",
+        "router_renormalize",
     ):
         setattr(spec, name, getattr(config, name))
+    spec.sparse_layers = list(config.sparse_layers)
     spec.activation_bits = activation_bits
     spec.kv_bits = kv_bits
     spec.rotary_dim = config.rope.rotary_dim

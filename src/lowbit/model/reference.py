@@ -13,6 +13,7 @@ import numpy as np
 
 from lowbit.errors import RequestError
 from lowbit.model.config import ModelConfig
+from lowbit.model.reference_experts import experts_mlp
 from lowbit.model.rope import Rope, inverse_frequencies
 from lowbit.model.tensors import EMBEDDING, HEAD, POSITIONS
 
@@ -93,6 +94,8 @@ def reference_logits(
 
     def mlp(h: np.ndarray, layer: int) -> np.ndarray:
         at = f"model.layers.{layer}.mlp."
+        if config.sparse(layer):
+            return experts_mlp(config, h, linear, activate, at)
         gate = linear(h, at + "gate_proj") if config.gated else None
         h = activate(config.activation, gate, linear(h, at + "up_proj"))
         if config.sub_norm:

@@ -7,7 +7,7 @@ the norm before the MLP. An MLP without a gate has `up_proj` and `down_proj` onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,21 @@ MLP_TENSORS = (
     Tensor("mlp.ffn_sub_norm.weight", "ffn_sub_norm", ("ffn",), lambda c: c.sub_norm),
 )
 
+ROUTER = "mlp.router"
+ROUTER_TENSORS = (
+    Tensor("mlp.router.weight", "router", ("experts", "hidden")),
+    Tensor("mlp.router.bias", "router_bias", ("experts",), lambda c: c.router_bias),
+)
+# `{}` stands for the number of an expert.
+EXPERT_TENSORS = (
+    Tensor("mlp.experts.{}.gate_proj.weight", "experts.{}.gate", ("expert", "hidden")),
+    Tensor("mlp.experts.{}.up_proj.weight", "experts.{}.up", ("expert", "hidden")),
+    Tensor("mlp.experts.{}.down_proj.weight", "experts.{}.down", ("hidden", "expert")),
+    Tensor("mlp.experts.{}.gate_proj.bias", "experts.{}.gate_bias", ("expert",), lambda c: c.mlp_bias),
+    Tensor("mlp.experts.{}.up_proj.bias", "experts.{}.up_bias", ("expert",), lambda c: c.mlp_bias),
+    Tensor("mlp.experts.{}.down_proj.bias", "experts.{}.down_bias", ("hidden",), lambda c: c.mlp_bias),
+)
+
 # The matrices of a Llama block, see `groups`.
 GROUPS = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -86,7 +101,14 @@ GROUPS = (
 
 
 def groups(config: ModelConfig, layer: int) -> tuple[tuple[str, ...], ...]:
-    """The matrices of one block in the order of use; those of one group read the same input."""
+    """The matrices of one block in the order of use; those of one group read the same input.
+
+    The router and every expert are groups of their own: an expert reads the tokens that come to it.
+    """
+    if config.sparse(layer):
+        experts = [f"mlp.experts.{expert}." for expert in range(config.n_experts)]
+        pairs = (((at + "gate_proj", at + "up_proj"), (at + "down_proj",)) for at in experts)
+        return (*GROUPS[:2], (ROUTER,), *(group for pair in pairs for group in pair))
     return (
         GROUPS[0],
         GROUPS[1],
@@ -137,15 +159,23 @@ def expected_tensors(config: ModelConfig) -> list[Expected]:
 def layer_tensors(config: ModelConfig, layer: int) -> list[Expected]:
     """Those of one layer."""
     sizes = _sizes(config)
-    return [
-        Expected(
-            f"model.layers.{layer}.{tensor.name}",
-            f"layers.{layer}.{tensor.native}",
-            tuple(sizes[symbol] for symbol in tensor.shape),
-        )
-        for tensor in (*ATTENTION_TENSORS, *MLP_NORMS, *MLP_TENSORS)
-        if tensor.present is None or tensor.present(config)
-    ]
+
+    def expected(table: Iterable[Tensor], expert: int | str = "") -> Iterator[Expected]:
+        for tensor in table:
+            if tensor.present is None or tensor.present(config):
+                yield Expected(
+                    f"model.layers.{layer}.{tensor.name.format(expert)}",
+                    f"layers.{layer}.{tensor.native.format(expert)}",
+                    tuple(sizes[symbol] for symbol in tensor.shape),
+                )
+
+    tensors = [*expected(ATTENTION_TENSORS), *expected(MLP_NORMS)]
+    if not config.sparse(layer):
+        return [*tensors, *expected(MLP_TENSORS)]
+    tensors += expected(ROUTER_TENSORS)
+    for expert in range(config.n_experts):
+        tensors += expected(EXPERT_TENSORS, expert)
+    return tensors
 
 
 def _sizes(config: ModelConfig) -> dict[str, int]:
@@ -153,6 +183,8 @@ def _sizes(config: ModelConfig) -> dict[str, int]:
     return {
         "hidden": config.hidden_size,
         "ffn": config.intermediate_size,
+        "experts": config.n_experts,
+        "expert": config.expert_size,
         "q": q,
         "kv": kv,
         "heads": config.n_heads,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from lowbit.errors import RequestError
 from lowbit.model.rope import Rope, inverse_frequencies
 from lowbit.model.tensors import groups
 from lowbit.model.torch_attention import Scoring, attention
+from lowbit.model.torch_experts import experts_half
 
 if TYPE_CHECKING:
     from lowbit.model.config import ModelConfig
@@ -173,14 +175,22 @@ def _norm_qk(
 
 
 def _mlp_half(config: ModelConfig, weights: Tensors, linear: Product, h: torch.Tensor) -> torch.Tensor:
-    activation = ACTIVATIONS[config.activation]
+    if "mlp.router.weight" in weights:
+        return experts_half(config, linear, partial(_gated, config), h)
     if config.gated:
-        h = activation(linear("mlp.gate_proj", h)) * linear("mlp.up_proj", h)
+        h = _gated(config, linear("mlp.gate_proj", h), linear("mlp.up_proj", h))
     else:
-        h = activation(linear("mlp.up_proj", h))
+        h = ACTIVATIONS[config.activation](linear("mlp.up_proj", h))
     if config.sub_norm:
         h = _rms_norm(config, h, weights["mlp.ffn_sub_norm.weight"])
     return linear("mlp.down_proj", h)
+
+
+def _gated(config: ModelConfig, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    if config.activation == "swiglu_clamped":  # gpt-oss
+        gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+        return gate * torch.sigmoid(gate * 1.702) * (up + 1)
+    return ACTIVATIONS[config.activation](gate) * up
 
 
 def logits(
