@@ -94,7 +94,6 @@ def quantize_model(model: Model, config: Any) -> Model:
 
         model.hf_quantizer = LowbitQuantizer(config, pre_quantized=False)
         model.is_quantized, model.quantization_method = True, "lowbit"
-        model.config.quantization_config = config
     return model
 
 
@@ -218,6 +217,7 @@ def finish(model: Model, taken: Taken) -> Model:
     from lowbit.interop.transformers.save import save_pretrained
 
     model.lowbit = taken
+    model.config.quantization_config = taken.config  # transformers 4 leaves what it was given there
     model.all_tied_weights_keys = {}
     model.tie_weights = _tied_already
     model.save_pretrained = partial(save_pretrained, model)
