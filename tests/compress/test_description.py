@@ -8,6 +8,10 @@ from lowbit.compress.description import transformers_fields
 from lowbit.errors import CheckpointError
 from lowbit.model.config import from_transformers
 
+pytest.importorskip("torch")
+
+from ..model import tiny_models
+
 BASE = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -64,6 +68,13 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_fields_read_as_the_same_description(name):
     config = from_transformers(BASE | CASES[name])
+    again = from_transformers(transformers_fields(config))
+    assert replace(again, ignored=()) == replace(config, ignored=())
+
+
+@pytest.mark.parametrize("name", tiny_models.CASES)
+def test_every_family_is_described(name):
+    config = from_transformers(tiny_models.config_dict(tiny_models.build(tiny_models.CASES[name])))
     again = from_transformers(transformers_fields(config))
     assert replace(again, ignored=()) == replace(config, ignored=())
 
