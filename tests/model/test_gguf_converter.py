@@ -45,6 +45,10 @@ SETTINGS = {
     "neox-sequential": {"tie_word_embeddings": False, "attention_bias": True, "rope_parameters": {
         "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "rope_type": "default"
     }},
+    "mixtral": {"sliding_window": None},
+    "qwen3-moe": {"norm_topk_prob": True},
+    "olmoe": {},
+    "gpt-oss": {},
 }  # fmt: skip
 
 

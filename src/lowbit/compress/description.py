@@ -29,6 +29,7 @@ _ACTIVATION_NAMES = {
     "gelu_tanh": "gelu_pytorch_tanh",
     "gelu": "gelu",
     "relu": "relu",
+    "swiglu_clamped": "silu",  # what gpt-oss calls it
 }
 
 
@@ -99,7 +100,9 @@ def transformers_fields(config: ModelConfig) -> dict[str, Any]:
     elif family.attention_scale == "field":
         fields["scale_attn_weights"] = config.attention_scale != 1.0
     fields = {family.names.get(key, key): value for key, value in fields.items()}
-    fields |= _rotation_fields(config, family) | _layer_fields(config, family)
+    fields |= (
+        _rotation_fields(config, family) | _layer_fields(config, family) | _expert_fields(config, family)
+    )
     again = from_transformers(fields, where="config.json made from GGUF metadata")
     if replace(again, ignored=()) != replace(config, ignored=()):
         before, after = asdict(config), asdict(again)
@@ -140,6 +143,21 @@ def _layer_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
     return fields
 
 
+def _expert_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
+    if family.experts is None:
+        return {}
+    fields: dict[str, Any] = {
+        "num_local_experts": config.n_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        family.experts.size: config.expert_size,
+    }
+    if family.experts.renormalize == "field":
+        fields["norm_topk_prob"] = config.router_renormalize
+    if family.experts.layers == "steps":
+        fields["mlp_only_layers"] = [layer for layer in range(config.n_layers) if not config.sparse(layer)]
+    return fields
+
+
 def _rotation_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
     if family.positions == "learned":
         return {}
@@ -152,6 +170,8 @@ def _rotation_fields(config: ModelConfig, family: Family) -> dict[str, Any]:
             }
         }
     scaling = _rope_scaling(config.rope)
+    if scaling is None and "rope_parameters" in family.defaults:
+        scaling = {"rope_type": "default"}
     fields: dict[str, Any] = {family.names.get("rope_theta", "rope_theta"): config.rope.theta}
     if scaling and config.rope.kind == "longrope":
         fields["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")

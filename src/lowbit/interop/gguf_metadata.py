@@ -178,7 +178,8 @@ def _rotation(config: ModelConfig) -> dict[str, tuple[str, Any]]:
             "rope.scaling.original_context_length": ("u32", rope.original_max_position),
             "rope.scaling.attn_factor": ("f32", attention),
         }
-    if rope.kind != "yarn" or rope.mscale or rope.mscale_all_dim or not rope.truncate:
+    truncate = ARCHITECTURES[ARCHITECTURE_OF[config.family]].scaling.get("truncate", True)
+    if rope.kind != "yarn" or rope.mscale or rope.mscale_all_dim or rope.truncate != truncate:
         raise UnsupportedError(f"export to GGUF: rope scaling {rope.kind!r} of this kind has no keys there")
     keys |= {
         "rope.scaling.type": ("str", "yarn"),

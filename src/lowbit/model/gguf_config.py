@@ -56,7 +56,6 @@ FIELDS = {
     "final_logit_softcapping": "final_logit_softcapping",
     "expert_count": "num_local_experts",
     "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
 }
 # Keys that are read by name below, or say nothing about the function from tokens to logits.
 KNOWN = frozenset(
@@ -66,6 +65,7 @@ KNOWN = frozenset(
         "attention.sliding_window",
         "attention.sliding_window_pattern",
         "use_parallel_residual",
+        "expert_feed_forward_length",
         "rope.dimension_count",
         "rope.scaling.type",
         "rope.scaling.factor",
@@ -126,9 +126,13 @@ def transformers_config(
     for key, name in FIELDS.items():
         if key in given:
             config[name] = _scalar(given[key], prefix + key, path)
-    if "expert_count" in given and not config["num_local_experts"]:
+    if family.experts is None:
         for name in ("num_local_experts", "num_experts_per_tok"):
-            config.pop(name, None)
+            if config.get(name) in (0, 1):  # one expert is an MLP
+                del config[name]
+    elif "expert_feed_forward_length" in given:
+        key = "expert_feed_forward_length"
+        config[family.experts.size] = _scalar(given[key], prefix + key, path)
     if family.parallel == "field" or given.get("use_parallel_residual"):
         config["use_parallel_residual"] = given.get("use_parallel_residual", True)
     if family.attention_bias == "field":
@@ -140,6 +144,8 @@ def transformers_config(
     if family.positions == "rope":
         config.setdefault("rope_theta", 10000.0)
         config["rope_scaling"] = scaling = _rope_scaling(given, prefix, path, vectors)
+        if scaling:
+            scaling |= architecture.scaling
         if scaling and scaling["rope_type"] == "longrope":  # config.json has it outside, and reads that first
             config["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
     if family.attention_scale == "query_pre_attn_scalar":

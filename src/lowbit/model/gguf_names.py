@@ -94,7 +94,7 @@ class Architecture:
     family: in transformers' words; experts: that of a file with experts, None: it has none
     names: of its tensors
     norm_shift: what the file adds to the weights of norms
-    fields: keys of config.json that the architecture fixes
+    fields, scaling: keys of config.json, and of its rope_scaling, that the architecture fixes
     window_pattern: with a sliding window, every so-manieth layer sees everything; 0: a window is all layers'
     scale_of: layers of the one model whose attention is scaled by hidden / heads and not by head_dim
     """
@@ -104,6 +104,7 @@ class Architecture:
     experts: str | None = None
     norm_shift: float = 0.0
     fields: Mapping[str, Any] = field(default_factory=dict)
+    scaling: Mapping[str, Any] = field(default_factory=dict)
     window_pattern: int = 0
     scale_of: int = 0
 
@@ -133,7 +134,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "olmoe": Architecture("olmoe", _PLAIN, experts="olmoe", fields={"norm_topk_prob": False}),
     "gpt2": Architecture("gpt2", _names(_FUSED), fields={"hidden_act": "gelu_new"}),
     "gptneox": Architecture("gpt_neox", _names(_FUSED), fields={"hidden_act": "gelu"}),
-    "gpt-oss": Architecture("gpt_oss", _names(_GPT_OSS), experts="gpt_oss", window_pattern=2),
+    "gpt-oss": Architecture(
+        "gpt_oss",
+        _names(_GPT_OSS),
+        experts="gpt_oss",
+        window_pattern=2,
+        scaling={"truncate": False},  # as it was trained; llama.cpp rounds the ends of its ramp
+    ),
 }
 # Family in transformers' words -> the architecture that holds it.
 ARCHITECTURE_OF = {
