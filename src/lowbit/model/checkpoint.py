@@ -1,8 +1,10 @@
 """Open a checkpoint of any kind, and what can be asked of it.
 
-    transformers directory   config.json, *.safetensors in F32, F16 or BF16, tokenizer.json
+    transformers directory   config.json, *.safetensors in F32, F16 or BF16, or quantized by another tool and
+                             read as they are stored (stored/); tokenizer.json
     lowbit directory         the same with lowbit.json: packed matrices, mapped as they are
     GGUF file                F32, F16, BF16, Q4_0 .. Q8_0 and Q2_K .. Q6_K, tokenizer inside
+    llama2.c file            float32, Q8_0 or ternary; tokenizer.bin beside it
 
 Tensors have transformers' Llama names whatever the container calls them, for example
 `model.layers.0.self_attn.q_proj.weight`, and their rows are in transformers' order.
@@ -28,7 +30,7 @@ class Checkpoint(Protocol):
     """Weights, description and tokenizer of one model; usable in a `with` block."""
 
     path: Path
-    kind: str  # "transformers" | "lowbit" | "gguf"
+    kind: str  # "transformers" | "lowbit" | "gguf" | "llama2c"
 
     @property
     def config(self) -> ModelConfig: ...
@@ -63,7 +65,7 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a GGUF file, a lowbit directory or a transformers directory.
+    """Open a GGUF or llama2.c file, a lowbit directory or a transformers directory.
 
     Raises CheckpointError for a path that is neither, or whose files are damaged, and UnsupportedError for
     a network or a tensor type that lowbit cannot run.
@@ -83,19 +85,25 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 "or fetch a model with `lowbit pull`"
             )
         with open(path, "rb") as file:
-            magic = file.read(4)
+            head = file.read(256)
+            magic, size = head[:4], os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:
         raise CheckpointError(f"open {path}: {error}; check the path and its permissions") from error
     if magic == b"GGUF":
         from lowbit.model.gguf_checkpoint import GGUFCheckpoint
 
         return GGUFCheckpoint(path)
+    from lowbit.model.llama2c_checkpoint import Llama2cCheckpoint, is_llama2c
+
+    if is_llama2c(head, size):
+        return Llama2cCheckpoint(path)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"open {path}: give the directory {path.parent}, which has config.json as well")
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
         raise CheckpointError(
-            f"open {path}: pickled weights may run code when opened; give safetensors or GGUF"
+            f"open {path}: pickled weights may run code when opened, and it is no whole llama2.c file; give "
+            "safetensors or GGUF"
         )
     raise CheckpointError(
-        f"open {path}: begins with {magic!r}, which is no GGUF file; give a directory or a .gguf"
+        f"open {path}: begins with {magic!r}, which is no GGUF or llama2.c file; give a directory or a .gguf"
     )
