@@ -154,9 +154,10 @@ def test_truncate_and_continue(kv_bits):
     assert np.array_equal(whole[60:], decoder.logits(tokens[60:], [cache], [40], all=True))
 
 
+@pytest.mark.parametrize("name", ["plain", "sandwich"])
 @pytest.mark.parametrize("n", [2, 3, 130, 600])
-def test_score_is_the_log_softmax_of_the_logits(n):
-    net = make(replace(NETS["plain"], bits=4))
+def test_score_is_the_log_softmax_of_the_logits(n, name):
+    net = make(replace(NETS[name], bits=4))
     decoder, tokens = build(net), random_tokens(net, n)
     logits = all_logits(decoder, tokens).astype(np.float64)
     peak = logits.max(1, keepdims=True)
@@ -167,8 +168,9 @@ def test_score_is_the_log_softmax_of_the_logits(n):
     np.testing.assert_allclose(got, logprobs[np.arange(n - 1), tokens[1:]], rtol=0, atol=2e-5)
 
 
-def test_sample_agrees_with_logits():
-    net = make(replace(NETS["plain"], bits=4))
+@pytest.mark.parametrize("name", ["plain", "sandwich"])
+def test_sample_agrees_with_logits(name):
+    net = make(replace(NETS[name], bits=4))
     decoder = build(net)
     prompts = [random_tokens(net, n, seed=n) for n in (4, 9, 600)]
     caches = [_native.KvCache(decoder, 640) for _ in prompts]
@@ -182,6 +184,17 @@ def test_sample_agrees_with_logits():
         assert alone[i].logprob == logprobs[i]
     assert samplers[0].top() == alone[0].top() and len(alone[0].top()) == 3
     assert [c.length for c in caches] == counts
+
+
+def test_logits_of_a_large_vocabulary_are_capped():
+    net = make(Net(vocab_size=9001, logit_softcap=3.0))
+    decoder, tokens = build(net), random_tokens(net, 70)
+    want = reference(net, tokens)
+    assert difference(all_logits(decoder, tokens), want) < 2e-4
+    assert np.abs(want).max() <= 3 < np.abs(reference(replace(net, logit_softcap=0.0), tokens)).max()
+    sampler, cache = _native.Sampler(), _native.KvCache(decoder, 80)
+    ids, _ = decoder.sample(tokens, [cache], [70], [sampler])
+    assert ids[0] == all_logits(decoder, tokens)[-1].argmax()
 
 
 def test_wrong_arguments_are_named():
@@ -234,6 +247,44 @@ def test_incomplete_decoders_are_refused():
         build(replace(net, weights=net.weights | {"layers.7.q": net.weights["layers.0.q"]}))
     with pytest.raises(ValueError, match="not finite"):
         build(replace(net, weights=net.weights | {"norm": np.full(48, np.nan, np.float32)}))
+
+
+def test_descriptions_that_contradict_themselves_are_refused():
+    plain, learned = make(NETS["plain"]), make(NETS["layer_norm"])
+    for net, change, words in [
+        (plain, {"attention_softcap": -1.0}, "attention_softcap"),
+        (plain, {"logit_softcap": float("inf")}, "logit_softcap"),
+        (plain, {"embedding_scale": float("nan")}, "embedding_scale"),
+        (plain, {"norm_place": "post", "parallel": True}, "norm_place=pre"),
+        (plain, {"gated": False, "activation": "swiglu_clamped"}, "gated"),
+        (plain, {"norm": "batch"}, "'batch' is not one of rms, layer"),
+        (plain, {"norm_place": "middle"}, "pre, post, sandwich"),
+        (plain, {"positions": "alibi"}, "rope, learned"),
+        (plain, {"activation": "tanh"}, "swiglu_clamped"),
+        (plain, {"sinks": True}, r"layers\.0\.sinks"),
+        (plain, {"norm_place": "sandwich"}, r"layers\.0\.attn_out_norm"),
+        (plain, {"norm_place": "post"}, "ignored; set norm_place"),
+        (plain, {"gated": False}, "ignored; set gated"),
+        (plain, {"positions": "learned"}, "'positions'"),
+        (learned, {"positions": "rope"}, "ignored; set positions"),
+        (learned, {"norm": "rms"}, "ignored; set norm=layer"),
+        (learned, {"position_offset": 1200}, "position_offset=1200"),
+        (make(NETS["sinks"]), {"sinks": False}, "ignored; set sinks"),
+        (make(NETS["qk_norm"]), {"qk_norm_whole": True}, r"q_norm' has 32 values, .* 128"),
+        (make(NETS["sandwich"]), {"local_layers": (True,)}, "set_local_rope: layer_mask has 1"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            build(replace(net, **change))
+
+
+def test_texts_longer_than_the_table_of_positions_are_refused():
+    net = make(replace(NETS["layer_norm"], position_offset=1198))
+    decoder = build(net)
+    cache = _native.KvCache(decoder, 8)
+    decoder.logits([1, 2], [cache], [2])
+    with pytest.raises(ValueError, match="3 positions, and the network has 2"):
+        decoder.logits([1], [cache], [1])
+    assert cache.length == 2
 
 
 def test_logits_that_are_not_finite_are_an_error_and_change_nothing():
