@@ -107,8 +107,7 @@ def from_transformers(
     family = _family(config, where)
     fields = Fields(config, where, family.defaults, family.names)
     _check_quantization(fields)
-    for key in family.unread:
-        fields.raw(key)
+    fields.ignore(family.unread)
 
     hidden = fields.integer("hidden_size", 1, MAX_WIDTH)
     _check_fixed(fields, family, hidden)

@@ -69,6 +69,7 @@ ACTIVATIONS = {
     "relu2": "relu2",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu": "gelu",
     "relu": "relu",
 }

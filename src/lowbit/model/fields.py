@@ -7,7 +7,7 @@ that the rest of the package works with numbers that it can trust.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lowbit.errors import CheckpointError
@@ -43,6 +43,10 @@ class Fields:
         key = self.key(key)
         self._read.add(key)
         return self._values.get(key)
+
+    def ignore(self, keys: Iterable[str]) -> None:
+        """Take keys of the file, under its own names, as read."""
+        self._read.update(keys)
 
     def unread(self) -> list[str]:
         """Keys that the file gives and that no reader asked for, in file order."""
