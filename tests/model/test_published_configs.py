@@ -3,10 +3,12 @@
 Each dict is the file of the named repository without keys that every family shares (dtype, version, cache).
 """
 
+import numpy as np
 import pytest
 
-from lowbit.errors import UnsupportedError
+from lowbit.errors import CheckpointError, UnsupportedError
 from lowbit.model.config import from_transformers
+from lowbit.model.rope import inverse_frequencies
 from lowbit.model.tensors import expected_tensors
 
 GEMMA2_2B = {
@@ -281,3 +283,25 @@ def test_others():
 def test_variants_that_are_other_networks_are_refused(data, change, named):
     with pytest.raises(UnsupportedError, match=named):
         from_transformers({**data, **change})
+
+
+HOSTILE = [None, -1, 0, 3, 10**400, "x", "", [], [1], {}, {"a": {}}, True, float("nan"), float("inf"), 1e-300]
+
+
+@pytest.mark.parametrize("data", [data for data, _ in PARAMETERS], ids=lambda data: data["model_type"])
+def test_any_damaged_field_is_read_or_named(data):
+    """Every field in turn holds something else, those of rotations too: a description or a line of error."""
+    cases = [{**data, key: value} for key in data for value in HOSTILE]
+    for scaling in ("rope_scaling", "rope_parameters"):
+        given = dict(data.get(scaling) or {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0})
+        cases += [{**data, scaling: {**given, key: value}} for key in given for value in HOSTILE]
+        cases += [{**data, scaling: {"full_attention": value, "sliding_attention": {}}} for value in HOSTILE]
+    for case in cases:
+        try:
+            config = from_transformers(case)
+        except (CheckpointError, UnsupportedError) as error:
+            assert len(str(error)) < 600
+            continue
+        for rope in {config.rope, config.rope_local} - {None}:
+            frequencies, factor = inverse_frequencies(config, 50, rope)
+            assert np.isfinite(frequencies).all() and np.isfinite(factor), case
