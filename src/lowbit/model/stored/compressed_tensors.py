@@ -103,7 +103,8 @@ def _read_integers(
     size = in_features if scheme.group_size < 0 else scheme.group_size
     if arrays.has("weight_packed"):
         words = arrays.take("weight_packed", ("I32",), (out_features, None))
-        codes = _unpack(arrays, words, bits, in_features, dense)
+        dense = _is_dense(arrays, words.shape[1], bits, in_features, dense)
+        codes = (unpack_dense if dense else unpack_padded)(words, bits, in_features)
     else:
         codes = _unsigned(arrays, "weight", bits, (out_features, in_features))
     if scheme.block:
@@ -183,23 +184,21 @@ def _stored_shape(arrays: Arrays) -> tuple[int, int]:
     return out_features, in_features
 
 
-def _unpack(arrays: Arrays, words: np.ndarray, bits: int, count: int, dense: bool | None) -> np.ndarray:
-    """Codes uint8 [rows, count] from words that are packed with or without gaps."""
+def _is_dense(arrays: Arrays, words: int, bits: int, count: int, dense: bool | None) -> bool:
+    """Are `count` codes in so many words packed without gaps? dense: what else is known."""
     whole, gaps = dense_words(count, bits), padded_words(count, bits)
-    found = words.shape[1]
-    if found not in (whole, gaps):
+    if words not in (whole, gaps):
         raise arrays.damaged(
-            f"{count} codes of {bits} bits take {whole} words, or {gaps} with gaps, not {found}"
+            f"{count} codes of {bits} bits take {whole} words, or {gaps} with gaps, not {words}"
         )
-    if whole == gaps and 32 % bits and whole > 1:  # both fit: only the version knows
-        if dense is None:
-            raise UnsupportedError(
-                f"load {arrays.stem}: {count} codes of {bits} bits in {found} words are packed with or "
-                "without gaps; "
-                "give the version of compressed-tensors in the quantization_config"
-            )
-        return (unpack_dense if dense else unpack_padded)(words, bits, count)
-    return (unpack_dense if found == whole else unpack_padded)(words, bits, count)
+    if whole != gaps:
+        return words == whole
+    if dense is None and 32 % bits and whole > 1:
+        raise UnsupportedError(
+            f"load {arrays.stem}: {count} codes of {bits} bits in {words} words are packed with or without "
+            "gaps; give the version of compressed-tensors in the quantization_config"
+        )
+    return dense is not False
 
 
 def _unsigned(arrays: Arrays, part: str, bits: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -215,7 +214,10 @@ def _zeros(arrays: Arrays, bits: int, dense: bool | None, out_features: int, n_g
     """Zero points uint8 [out_features, groups], in units of the unsigned codes."""
     if arrays.dtype("weight_zero_point") == "I32":
         packed = arrays.take("weight_zero_point", ("I32",), (None, n_groups))
-        return _unpack(arrays, np.ascontiguousarray(packed.T), bits, out_features, dense).T
+        whole = _is_dense(arrays, len(packed), bits, out_features, dense)
+        return (unpack_dense if whole else unpack_padded)(
+            np.ascontiguousarray(packed.T), bits, out_features
+        ).T
     given = arrays.shape("weight_zero_point")
     zeros = _unsigned(arrays, "weight_zero_point", bits, given)
     if int(np.prod(given)) == 1:
