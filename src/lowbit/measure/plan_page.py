@@ -1,0 +1,88 @@
+"""Plans as one HTML page: the front of loss against time per token, and the table of figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from lowbit.measure.svg import Point, Series, chart, pareto
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#222}
+svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:currentColor}.grid{stroke:#8884}
+table{border-collapse:collapse;width:100%;margin:1rem 0}
+td,th{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #8884}
+td:first-child,th:first-child{text-align:left}code{font:13px ui-monospace,monospace}
+pre{white-space:pre-wrap}small{opacity:.7}.legend span{margin-right:1rem}
+.legend i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
+@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}}
+"""
+
+
+def plan_page(result: Mapping[str, Any]) -> str:
+    """result: the object that `lowbit plan --json` prints."""
+    plans = result["plans"]
+    points = [Point(100 * plan["loss"], 1e3 * plan["time_per_token_seconds"], label(plan)) for plan in plans]
+    drawing = chart(
+        [Series("plans", points), Series("front", pareto(points), line=True, mark=False)],
+        "loss: increase of perplexity, %",
+        "time per token, ms",
+    )
+    head = f"{escape(str(result['model']))} on {escape(str(result['machine']))}"
+    rows = "".join(_row(plan) for plan in plans)
+    notes = "".join(f"<p>{escape(note)}</p>" for note in result.get("notes", ()))
+    commands = "".join(
+        f"<pre><code>{escape(line)}</code></pre>" for line in (plans[0]["commands"] if plans else ())
+    )
+    sources = _sources(plans[0]) if plans else ""
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Plans: "
+        f"{head}</title><style>{_STYLE}</style>"
+        f"<h1>Plans: {head}</h1>{notes}{drawing}<table><tr><th>formats<th>KV bits<th>users<th>first token"
+        f"<th>per token<th>tokens/s<th>memory<th>loss<th>J/token</tr>{rows}</table>"
+        f"<h2>Carry out the first</h2>{commands or '<p>lowbit does not run this plan itself.</p>'}"
+        f"<h2>Where the figures come from</h2>{sources}</html>"
+    )
+
+
+def label(plan: Mapping[str, Any]) -> str:
+    """The formats of a plan, the most frequent first."""
+    return ", ".join(
+        f"{share:.0%} {name}" if share < 0.995 else name for name, share in plan["formats"].items()
+    )
+
+
+def _row(plan: Mapping[str, Any]) -> str:
+    joules = plan["joules_per_token"]
+    cells: Sequence[str] = (
+        escape(label(plan)),
+        str(plan["kv_bits"]),
+        str(plan["batch"]),
+        _with(plan, "time_to_first_token_seconds", 1e3, "ms"),
+        _with(plan, "time_per_token_seconds", 1e3, "ms"),
+        _with(plan, "tokens_per_second", 1, ""),
+        _with(plan, "memory_bytes", 1e-6, "MB"),
+        _with(plan, "loss", 100, "%"),
+        "unknown" if joules is None else f"{joules:.3g}",
+    )
+    return "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
+
+
+def _with(plan: Mapping[str, Any], name: str, unit: float, suffix: str) -> str:
+    text = f"{plan[name] * unit:,.4g} {suffix}"
+    bounds = plan[f"{name}_interval"]
+    return (
+        text
+        if bounds is None
+        else f"{text}<br><small>{bounds[0] * unit:,.3g} to {bounds[1] * unit:,.3g}</small>"
+    )
+
+
+def _sources(plan: Mapping[str, Any]) -> str:
+    lines = [
+        f"<li>{escape(key.removesuffix('_source'))}: {escape(str(plan[key]))}"
+        for key in plan
+        if key.endswith("_source")
+    ]
+    return f"<ul>{''.join(lines)}</ul>"
