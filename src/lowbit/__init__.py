@@ -110,6 +110,8 @@ def quantize(
     length: int | None = None,
     seed: int = 0,
     restart: bool = False,
+    expert_tokens: int | None = None,
+    few_tokens: str = "weights",
     verify: bool = True,
     force: bool = False,
     progress: Callable[[float, float, str], None] | None = None,
@@ -132,11 +134,14 @@ def quantize(
         texts, or token ids [windows, positions]; None: the shipped text.
     samples, length, seed: windows and positions drawn from the text (128 of 512), and how.
     restart: throw an unfinished run to `output` away; without it the run is finished.
+    expert_tokens, few_tokens: of a mixture of experts, the tokens of the text that an expert must see
+        (None: 128), and what happens to one that sees fewer: "weights", it is rounded by its weights alone
+        and named in the report, or "error".
     verify: load what was written and measure its divergence from the source; see measure/verify.py.
     force: replace `output` if it holds a model that lowbit wrote.
     progress: called as (weights done, weights in all, tensor name).
     Returns a PackedMatrix for an array; for a checkpoint a report: output, method,
-    bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers, measured.
+    bits_per_weight, seconds, peak_rss_bytes, calibration_tokens, layers, experts, measured.
     """
     import dataclasses
 
@@ -160,6 +165,7 @@ def quantize(
             f"quantize: {str(source)!r} is a checkpoint and output is missing; name the directory to write"
         )
     from lowbit.compress import quantize_checkpoint
+    from lowbit.compress.coverage import EXPERT_TOKENS, Coverage
     from lowbit.model.download import resolve
 
     scheme: Any = format
@@ -186,6 +192,7 @@ def quantize(
         length=length,
         seed=seed,
         restart=restart,
+        coverage=Coverage(EXPERT_TOKENS if expert_tokens is None else expert_tokens, few_tokens),
     )
     if verify:
         report["measured"] = import_module("lowbit.measure.verify").verify(path, output)

@@ -59,6 +59,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     text.add_argument("--length", type=options.positive, metavar="N", help="tokens of a window (default 512)")
     text.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice of windows")
+    text.add_argument(
+        "--expert-tokens",
+        type=options.positive,
+        metavar="N",
+        help="of it that every expert of a mixture must see (default 128)",
+    )
+    text.add_argument(
+        "--few-tokens",
+        choices=["weights", "error"],
+        default="weights",
+        help="an expert that sees fewer is rounded by its weights alone, or an error (default %(default)s)",
+    )
     parser.add_argument(
         "--no-verify",
         action="store_true",
@@ -99,6 +111,8 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         length=args.length,
         seed=args.seed,
         restart=args.restart,
+        expert_tokens=args.expert_tokens,
+        few_tokens=args.few_tokens,
         verify=not args.no_verify,
     )
     if args.report:
@@ -121,6 +135,8 @@ def quantize(
     length: int | None = None,
     seed: int = 0,
     restart: bool = False,
+    expert_tokens: int | None = None,
+    few_tokens: str = "weights",
     verify: bool = True,
 ) -> dict[str, Any]:
     """Quantize with a progress bar; returns the object that --json prints."""
@@ -141,6 +157,8 @@ def quantize(
             length=length,
             seed=seed,
             restart=restart,
+            expert_tokens=expert_tokens,
+            few_tokens=few_tokens,
             verify=verify,
             progress=bar.update,
         )
@@ -156,6 +174,12 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
     if "auto" in result:
         counts = Counter(layer["format"] for layer in result["layers"])
         sys.stdout.write("chosen: " + ", ".join(f"{n} x {name}" for name, n in sorted(counts.items())) + "\n")
+    if few := result.get("experts", {}).get("few"):
+        named = ", ".join(f"layer {e['layer']} expert {e['expert']} ({e['tokens']})" for e in few[:6])
+        sys.stdout.write(
+            f"{len(few)} experts saw fewer than {result['experts']['limit']} tokens and were rounded by "
+            f"their weights alone: {named}{', ..' if len(few) > 6 else ''}\n"
+        )
     measured = result.get("measured", {})
     if "skipped" in measured:
         sys.stdout.write(f"not measured: {measured['skipped']}\n")

@@ -75,7 +75,7 @@ class Streams:
         tensors, multiply = _tensors(weights), _product(weights)
 
         def product(name: str, x: torch.Tensor) -> torch.Tensor:
-            if name == "mlp.down_proj":  # nobody looks at the layer's output
+            if name.startswith("mlp.") and name.endswith("down_proj"):  # nobody looks at the layer's output
                 return x.new_zeros(*x.shape[:-1], self._config.hidden_size)
             return multiply(name, x)
 
@@ -104,8 +104,9 @@ class Streams:
                 )
 
 
-# (tensor name, weight float32 [out, in], statistics of its input) -> the quantized matrix
-Quantizer = Callable[[str, np.ndarray, Statistics], PackedMatrix]
+# (tensor name, weight float32 [out, in], statistics of its input, None of an expert to which no token came)
+# -> the quantized matrix
+Quantizer = Callable[[str, np.ndarray, Statistics | None], PackedMatrix]
 
 
 def walk_blocks(
@@ -126,7 +127,7 @@ def walk_blocks(
         weights = {n.removeprefix(prefix): checkpoint.read(n) for n in present if n.startswith(prefix)}
         statistics = streams.watch(layer, weights)
         for group in groups(config, layer):
-            seen = statistics.pop(group[0])
+            seen = statistics.pop(group[0], None)
             for name in group:
                 matrix = quantize(f"{prefix}{name}.weight", weights[f"{name}.weight"], seen)
                 weights[f"{name}.weight"] = matrix.dequantize()

@@ -12,7 +12,7 @@ from lowbit.errors import FormatError, RequestError
 from lowbit.formats import Format, Scheme
 from lowbit.formats.auto import Auto
 from lowbit.formats.scheme import stays_float
-from lowbit.model.tensors import EMBEDDING, HEAD, groups
+from lowbit.model.tensors import EMBEDDING, HEAD, ROUTER, groups
 from lowbit.packed import PackedMatrix
 from lowbit.quantize.methods import Choice, parse_method
 from lowbit.quantize.statistics import Statistics
@@ -92,6 +92,7 @@ def _items(auto: Auto, checkpoint: Checkpoint) -> list[Item]:
         parts = [
             tuple(name for name in group if f"model.layers.{layer}.{name}.weight" in have)
             for group in groups(checkpoint.config, layer)
+            if group != (ROUTER,)
         ]
         if auto.together == "matrix":
             parts = [(name,) for part in parts for name in part]

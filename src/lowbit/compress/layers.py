@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.compress.coverage import USUAL, Coverage, expert_of
 from lowbit.compress.parts import Parts
 from lowbit.compress.recipe import Recipe
 from lowbit.compress.refinements import Rows
@@ -43,12 +44,14 @@ def quantize_layers(
     parts: Parts,
     tokens: np.ndarray | None,
     progress: Progress,
+    coverage: Coverage = USUAL,
 ) -> None:
     """Fill `parts`: "around" (embedding, head, final norm), then "layer-00000" and so on.
 
     formats: of every tensor; None for vectors, which stay float32
     tokens: int64 [windows, positions] that run through the model; None if the recipe needs none
     progress: called as progress(weights done, in all, tensor name)
+    coverage: how many tokens an expert must see
     Embedding and head are rounded to nearest: nothing is known of what they read.
     """
     sizes = {name: int(np.prod(checkpoint.shape(name))) for name in formats}
@@ -83,7 +86,9 @@ def quantize_layers(
         if not parts.finished(part):
             if rows is None:
                 rows = recipe.rows(checkpoint, tokens, formats)
-            tensors, report = _quantize_layer(checkpoint, formats, recipe, layer, names, streams, rows, tell)
+            tensors, report = _quantize_layer(
+                checkpoint, formats, recipe, layer, names, streams, rows, coverage, tell
+            )
             parts.write(part, tensors, report)
         else:
             for name in names:
@@ -128,13 +133,17 @@ def _quantize_layer(
     names: list[str],
     streams: Streams | None,
     rows: Rows,
+    coverage: Coverage,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, PackedMatrix | np.ndarray], dict[str, Any]]:
     prefix = f"model.layers.{layer}."
     weights = {name.removeprefix(prefix): checkpoint.read(name) for name in names}
     for short, weight in weights.items():
         check_finite(weight.reshape(-1, weight.shape[-1]), f"quantize {prefix}{short}")
-    statistics = streams.watch(layer, weights) if streams is not None else {}
+    statistics: dict[str, Statistics] = {}
+    counts: dict[int, int] = {}
+    if streams is not None:
+        statistics, counts = coverage.check(checkpoint.config, layer, streams.watch(layer, weights))
     chosen = {name.removeprefix(prefix): formats[name] for name in names}
     if recipe.folds:
         matrices = {s.removesuffix(".weight"): f for s, f in chosen.items() if f is not None}
@@ -154,14 +163,17 @@ def _quantize_layer(
                 )
             seen = statistics.get(leader.get(matrix_name, ""))
             started = time.perf_counter()
-            # Plain floats have no codes to choose.
-            method = recipe.method if format.float_type is None else parse_method("rtn")
+            # Plain floats have no codes to choose, and nothing is known of what a rare expert reads.
+            known = format.float_type is None and (seen is not None or not recipe.method.method.calibrated)
+            method = recipe.method if known else parse_method("rtn")
             try:
                 matrix = method(weights[short], format, seen)
                 tensors[name] = matrix = refine_rows(matrix, weights[short], rows.get(name, ()), format)
             except FormatError as error:
                 raise FormatError(f"quantize {name}: {error}") from error
             report[name] = _error(matrix, weights[short], seen) | {"seconds": time.perf_counter() - started}
+            if (expert := expert_of(short)[1]) in counts:
+                report[name]["tokens"] = counts[expert]
             if seen is not None:
                 report[name]["input_histogram"] = channel_histogram(seen.magnitudes)
         tell(name)

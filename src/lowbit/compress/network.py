@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
 
 Tensors = dict[str, torch.Tensor]
-# visit(layer, matrix name without ".weight", weight [out, in], its inputs [windows, positions, in], the
-# gradients of its outputs [windows, positions, out])
-Visit = Callable[[int, str, torch.Tensor, torch.Tensor, torch.Tensor], None]
+# visit(layer, matrix name without ".weight", weight [out, in], its inputs [rows, in] of each window, the
+# gradients of its outputs [rows, out] of each window); a matrix of an expert has the rows that came to it,
+# and no window of which none did
+Visit = Callable[[int, str, torch.Tensor, list[torch.Tensor], list[torch.Tensor]], None]
 
 
 class Network:
@@ -99,11 +100,11 @@ class Network:
                 gradient[part] = found[0]
                 for name, of_output in zip(outputs, found[1:]):
                     kept = seen.setdefault(name, ([], []))
-                    kept[0].append(inputs[name])
-                    kept[1].append(of_output)
+                    kept[0].append(inputs[name].flatten(0, -2))
+                    kept[1].append(of_output.flatten(0, -2))
             with torch.inference_mode():
                 for name, kept in seen.items():
-                    visit(layer, name, weights[f"{name}.weight"], torch.cat(kept[0]), torch.cat(kept[1]))
+                    visit(layer, name, weights[f"{name}.weight"], *kept)
 
     def _loss_gradient(self, x: torch.Tensor, labels: str, seed: int) -> torch.Tensor:
         """Of the loss with respect to the stream after the last layer."""

@@ -33,7 +33,7 @@ def salience(checkpoint: Checkpoint, tokens: np.ndarray, quantize: Coarse) -> di
     found: dict[str, np.ndarray] = {}
 
     def visit(
-        layer: int, name: str, weight: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor
+        layer: int, name: str, weight: torch.Tensor, inputs: list[torch.Tensor], gradient: list[torch.Tensor]
     ) -> None:
         tensor = f"model.layers.{layer}.{name}.weight"
         matrix = quantize(tensor, weight.numpy())
@@ -41,7 +41,9 @@ def salience(checkpoint: Checkpoint, tokens: np.ndarray, quantize: Coarse) -> di
             return
         change = torch.from_numpy(matrix.dequantize()) - weight
         # g = sum over positions of gradient x input^T, so g d needs the changed outputs only.
-        moved = (gradient * (inputs @ change.T)).sum(1, dtype=torch.float64)
+        moved = torch.stack(
+            [(g * (x @ change.T)).sum(0, dtype=torch.float64) for x, g in zip(inputs, gradient)]
+        )
         found[tensor] = (moved + moved.square() / 2).abs().sum(0).numpy()
 
     Network(checkpoint, tokens).backward(visit, "text")

@@ -14,6 +14,7 @@ the log-likelihood of labels drawn from the model with respect to its outputs, o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -79,7 +80,8 @@ class Watched:
         arrays = {name: tensor.numpy() for name, tensor in weights.items()}
         seen = self._streams.watch(layer, arrays)
         self._streams.advance(layer, arrays)
-        return {name: seen[leader] for name, leader in leaders(self._config, layer).items()}
+        known = leaders(self._config, layer).items()
+        return {name: seen[leader] for name, leader in known if leader in seen}
 
 
 def stored_bytes(item: Item, format: Format, checkpoint: Checkpoint) -> int | None:
@@ -262,54 +264,73 @@ def estimated(
         fits = [stored_bytes(item, format, checkpoint) is not None for format in item.formats]
         scores[number, ~np.array(fits + [False] * (scores.shape[1] - len(fits)))] = np.inf
     done, total = 0, sum(len(item.names) for item in items if item.layer is not None)
+    visited: set[int] = set()
 
     def visit(
-        layer: int, name: str, weight: torch.Tensor, inputs: torch.Tensor, gradient: torch.Tensor
+        layer: int, name: str, weight: torch.Tensor, inputs: list[torch.Tensor], gradient: list[torch.Tensor]
     ) -> None:
         nonlocal done
         number = places.get((layer, name))
         if number is None:
             return
+        visited.add(number)
         usable = [f for f in range(len(items[number].formats)) if np.isfinite(scores[number, f])]
         rounded = [quantize(weight.numpy(), items[number].formats[f], None).dequantize() for f in usable]
         errors = [torch.from_numpy(values) - weight for values in rounded]
-        scores[number, usable] += ESTIMATES[kind](errors, inputs, gradient)
+        scores[number, usable] += ESTIMATES[kind](errors, inputs, gradient, tokens.size)
         done += 1
         if progress is not None:
             progress(done, total, f"layer {layer} {name}")
 
     model.backward(visit, "model")
+    _fill_unseen(scores, items, visited)
     return scores
 
 
-def _fisher(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
+def _fill_unseen(scores: np.ndarray, items: Sequence[Item], visited: set[int]) -> None:
+    """Experts to which no token came count as the mean of those of their layer that were seen."""
+
+    def kind(item: Item) -> tuple[int | None, tuple[str, ...]]:
+        return item.layer, tuple(re.sub(r"experts\.\d+", "experts", name) for name in item.names)
+
+    for number, item in enumerate(items):
+        if number in visited or item.layer is None:
+            continue
+        alike = [other for other in visited if kind(items[other]) == kind(item)]
+        if alike:
+            scores[number] = np.where(np.isinf(scores[number]), np.inf, scores[alike].mean(axis=0))
+
+
+Parts = list[torch.Tensor]  # of each window, the rows that the matrix read
+
+
+def _fisher(errors: list[torch.Tensor], inputs: Parts, gradient: Parts, tokens: int) -> list[float]:
     """The sum over t of g_to (E x_t)_o is that of (g^T x)_oi E_oi over i: one product for all formats."""
     squares = [0.0] * len(errors)
     for x, g in zip(inputs, gradient):
         slope = g.T @ x
         for f, error in enumerate(errors):
             squares[f] += _square_sum(torch.linalg.vecdot(slope, error))
-    return [0.5 * total / (inputs.shape[0] * inputs.shape[1]) for total in squares]
+    return [0.5 * total / tokens for total in squares]
 
 
-def _hawq(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
-    tokens = inputs.shape[0] * inputs.shape[1]
-    trace = _square_sum(inputs) / tokens * (_square_sum(gradient) / tokens)
+def _hawq(errors: list[torch.Tensor], inputs: Parts, gradient: Parts, tokens: int) -> list[float]:
+    read = sum(map(len, inputs))  # by an expert, fewer than there are tokens
+    trace = sum(map(_square_sum, inputs)) / read * (sum(map(_square_sum, gradient)) / tokens)
     return [0.5 * _square_sum(error) * trace / error.numel() for error in errors]
 
 
-def _output(errors: list[torch.Tensor], inputs: torch.Tensor, gradient: torch.Tensor) -> list[float]:
-    tokens = inputs.shape[0] * inputs.shape[1]
-    return [_square_sum(inputs @ error.T) / tokens for error in errors]
+def _output(errors: list[torch.Tensor], inputs: Parts, gradient: Parts, tokens: int) -> list[float]:
+    return [sum(_square_sum(x @ error.T) for x in inputs) / tokens for error in errors]
 
 
 def _square_sum(values: torch.Tensor) -> float:
     return float(values.square().sum(dtype=torch.float64))
 
 
-# (errors in each format [out, in], inputs [windows, positions, in], gradients of outputs [windows, positions,
-# out]) -> damage by each
-ESTIMATES: dict[str, Callable[[list[torch.Tensor], torch.Tensor, torch.Tensor], list[float]]] = {
+# (errors in each format [out, in], inputs [rows, in] of each window, gradients of outputs [rows, out], tokens
+# of all windows) -> damage by each
+ESTIMATES: dict[str, Callable[[list[torch.Tensor], Parts, Parts, int], list[float]]] = {
     "fisher": _fisher,
     "hawq": _hawq,
     "output": _output,

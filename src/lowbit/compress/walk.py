@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.compress.calibration import calibration_windows
+from lowbit.compress.coverage import USUAL, Coverage, summary
 from lowbit.compress.description import write_description, write_json
 from lowbit.compress.directory import atomic_directory, check_target
 from lowbit.compress.layers import part_names, quantize_layers
@@ -50,6 +51,7 @@ def quantize_checkpoint(
     length: int | None = None,
     seed: int = 0,
     restart: bool = False,
+    coverage: Coverage = USUAL,
 ) -> dict[str, Any]:
     """Quantize every matrix of a checkpoint and write a lowbit directory.
 
@@ -66,11 +68,13 @@ def quantize_checkpoint(
         the text has and the model holds
     seed: of that drawing
     restart: throw an unfinished run to the same output away instead of finishing it
+    coverage: of experts, how many tokens of the text each must see
 
     Returns {"output", "method", "bits_per_weight" (over all matrices, everything stored counts), "seconds",
     "peak_rss_bytes", "calibration_tokens", "layers": [{"name", "shape", "format", "bits_per_weight",
     "relative_squared_error", and where inputs were seen "relative_output_error" and "input_histogram" of
-    their channels}]}, and "auto", what `resolve_auto` tells, where it chose.
+    their channels, of an expert's matrices also the "tokens" it saw}]}, "experts", see coverage.summary,
+    where text ran through some, and "auto", what `resolve_auto` tells, where it chose.
     Raises FormatError before anything is written if a group size does not fit a matrix.
     """
     started = time.perf_counter()
@@ -110,13 +114,20 @@ def quantize_checkpoint(
                 _describe(checkpoint, scheme, details | {"tensors": metas}, folder)
         else:
             request = details | {"source": _identity(Path(source))}
+            if checkpoint.config.n_experts:
+                request["coverage"] = [coverage.tokens, coverage.few]
             with Parts(target, request, restart) as parts:
-                quantize_layers(checkpoint, formats, recipe, parts, seen, progress or (lambda *_: None))
+                tell = progress or (lambda *_: None)
+                quantize_layers(checkpoint, formats, recipe, parts, seen, tell, coverage)
                 with atomic_directory(target, force) as folder:
                     layers, metas = _join(checkpoint, formats, parts, folder)
+                    if (reached := summary(layers, coverage.tokens)) is not None:
+                        details["experts"] = reached
                     _describe(checkpoint, scheme, details | {"tensors": metas}, folder)
                 parts.discard()
     extra = {} if chosen is None else {"auto": chosen}
+    if (reached := summary(layers, coverage.tokens)) is not None:
+        extra["experts"] = reached
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
     bits = sum(layer["bits_per_weight"] * layer["shape"][0] * layer["shape"][1] for layer in layers)
     return {
