@@ -2,7 +2,9 @@
 independent SentencePiece encoder."""
 
 import heapq
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,11 +49,47 @@ def test_published_vectors(shared_data, name):
         assert tokenizer.decode(wanted) == text
 
 
-def sentencepiece(tokens, scores, text):
+@pytest.mark.parametrize("name", ["mpt", "command-r", "refact", "starcoder", "llama-bpe", "qwen2"])
+def test_vectors_of_other_splittings(name):
+    """Those that llama.cpp's sources bring, where `make bench` has fetched them."""
+    root = Path(os.environ.get("LOWBIT_PEERS", Path(__file__).parents[2] / ".cache" / "peers"))
+    found = sorted(root.glob(f"llama.cpp-*/source/*/vendor/llama.cpp/models/ggml-vocab-{name}.gguf"))
+    if not found:
+        pytest.skip(f"llama.cpp's vectors are not in {root}: `make bench` fetches them, or set LOWBIT_PEERS")
+    tokenizer = gguf_tokenizer(metadata_of(found[-1]), name)
+    texts = Path(f"{found[-1]}.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    ids = Path(f"{found[-1]}.out").read_text().split("\n")
+    for text, line in zip(texts, ids, strict=True):
+        assert tokenizer.encode(text, add_special=False) == [int(number) for number in line.split()], text
+
+
+def test_neox_without_a_name_is_not_the_default(shared_data):
+    """Its old files do not say how text is split; it is GPT-2's way, in composed characters."""
+    metadata = metadata_of(shared_data("tokenizers/ggml-vocab-gpt-neox.gguf"))
+    assert "tokenizer.ggml.pre" not in metadata
+    tokenizer = gguf_tokenizer(metadata, "neox")
+    named = gguf_tokenizer({**metadata, "tokenizer.ggml.pre": "mpt"}, "neox")
+    other = gguf_tokenizer({**metadata, "tokenizer.ggml.pre": "default"}, "neox")
+    text = "It's 1234567, isn't it? e\u0301 ++ ==="
+    assert tokenizer.encode(text) == named.encode(text) != other.encode(text)
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "\u00e9"
+
+
+def test_words_of_gpt_4o():
+    """gpt-oss: cases and contractions stay with their word, digits go in threes."""
+    from tokenizers import Regex, pre_tokenizers
+
+    splits = pre_tokenizers.Split(Regex(SPLITTINGS["gpt-4o"].patterns[0]), behavior="isolated")
+    text = "Don't HELLOWorld 12345/ok\r\n  \tx I'LL"
+    words = [word for word, _ in splits.pre_tokenize_str(text)]
+    assert words == ["Don't", " HELLOWorld", " ", "123", "45", "/ok", "\r\n", "  ", "\tx", " I'LL"]
+
+
+def sentencepiece(tokens, scores, text, prefix="\u2581"):
     """SentencePiece's own procedure, written plainly: join the best-scoring neighbours, leftmost first among
     equals, until none is a piece; what is no piece falls into bytes."""
     ids = {token: i for i, token in enumerate(tokens)}
-    symbols = list("\u2581" + text.replace(" ", "\u2581"))
+    symbols = list(prefix + text.replace(" ", "\u2581"))
     following = [*range(1, len(symbols)), -1]
     before = list(range(-1, len(symbols) - 1))
     queue = []
@@ -95,6 +133,33 @@ def test_llama_is_sentencepiece(shared_data):
     texts = [text for text in texts if text]
     for text in texts:
         assert tokenizer.encode(text, add_special=False) == sentencepiece(tokens, scores, text), text
+
+
+def test_gemma_puts_no_space_before_a_text(shared_data):
+    """SentencePiece without the prefix, and runs of spaces that its makers defined as tokens."""
+    metadata = metadata_of(shared_data("tokenizers/ggml-vocab-llama-spm.gguf"))
+    tokens, kinds = list(metadata["tokenizer.ggml.tokens"]), metadata["tokenizer.ggml.token_type"].copy()
+    scores = metadata["tokenizer.ggml.scores"].copy()
+    run = tokens.index("\u2581" * 4)
+    tokens[run], kinds[run], scores[run] = " " * 4, 4, -1000.0  # as the converter writes what users defined
+    gemma = {
+        **metadata,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+    tokenizer = gguf_tokenizer(gemma, "gemma")
+    texts = [text for text in ODD_TEXTS[1:] if "<" not in text]
+    texts += shared_data("text/wiki.test.raw").read_text()[:20_000].split("\n")
+    texts += shared_data("text/code.utf8").read_text()[:10_000].split("\n")
+    for text in filter(None, texts):
+        wanted = []
+        for number, piece in enumerate(text.split(" " * 4)):
+            wanted += [run] * (number > 0)
+            wanted += sentencepiece(tokens, scores, piece, prefix="") if piece else []
+        assert tokenizer.encode(text, add_special=False) == wanted, text
+        assert tokenizer.decode(wanted) == text
 
 
 def test_smollm2_equals_its_tokenizer_json(shared_data):

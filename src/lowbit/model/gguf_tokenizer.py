@@ -37,6 +37,11 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_GPT4O = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Splitting:
 
 
 _GPT2_WORDS = Splitting((_GPT2,))
+_NEOX_WORDS = Splitting((_GPT2,), nfc=True)
+_CL100K_WORDS = Splitting((_LLAMA3,))
 _DIGITS_AND_WORDS = Splitting((r"\p{N}", _GPT2))
 _LLAMA3_WORDS = Splitting((_LLAMA3,), whole_words=True, bos=True)
 _QWEN2_WORDS = Splitting((_QWEN2,), nfc=True)
@@ -65,7 +72,8 @@ SPLITTINGS: dict[str, Splitting] = {
     "default": Splitting((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
     "gpt-2": _GPT2_WORDS,
     "phi-2": _GPT2_WORDS,
-    "olmo": _GPT2_WORDS,
+    "mpt": _NEOX_WORDS,
+    "olmo": _NEOX_WORDS,
     "exaone4": _GPT2_WORDS,
     "smollm": _DIGITS_AND_WORDS,
     "starcoder": _DIGITS_AND_WORDS,
@@ -79,7 +87,10 @@ SPLITTINGS: dict[str, Splitting] = {
     "llama-v3": _LLAMA3_WORDS,
     "falcon3": _LLAMA3_WORDS,
     "pixtral": _LLAMA3_WORDS,
-    "smaug-bpe": Splitting((_LLAMA3,)),
+    "smaug-bpe": _CL100K_WORDS,
+    "dbrx": _CL100K_WORDS,
+    "gpt-4o": Splitting((_GPT4O,)),
+    "llama4": Splitting((_GPT4O,)),
     "qwen2": _QWEN2_WORDS,
     "deepseek-r1-qwen": _QWEN2_WORDS,
     "tekken": Splitting((_TEKKEN,), whole_words=True, bos=True),
@@ -206,7 +217,8 @@ def _build(vocabulary: _Vocabulary, merges: list[tuple[str, str]], **options: An
 
 
 def _byte_level_bpe(vocabulary: _Vocabulary) -> tuple[Backend, bool]:
-    name = vocabulary.metadata.get("tokenizer.ggml.pre", "default")
+    usual = "mpt" if vocabulary.metadata.get("general.architecture") == "gptneox" else "default"
+    name = vocabulary.metadata.get("tokenizer.ggml.pre", usual)
     splitting = SPLITTINGS.get(name) if isinstance(name, str) else None
     if splitting is None:
         raise UnsupportedError(

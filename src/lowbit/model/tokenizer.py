@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from lowbit.errors import CheckpointError, RequestError
 from lowbit.model import chat
 from lowbit.model.detokenizer import Detokenizer, TextStream, decode
+from lowbit.model.gpt2_tokenizer import MERGES, VOCABULARY, gpt2_backend
 from lowbit.model.json_file import read_json
 
 MAX_TOKENIZER_BYTES = 1 << 28
@@ -140,12 +141,35 @@ def guarded(action: Callable[[], T], make_error: Callable[[str], Exception]) -> 
 def load_tokenizer(folder: Path, eos_ids: Sequence[int] = (), bos_id: int | None = None) -> Tokenizer:
     """The tokenizer of a transformers-style directory.
 
-    Reads tokenizer.json (truncation and padding that it may ask for are switched off: nothing of a prompt is
-    lost), tokenizer_config.json, special_tokens_map.json and chat_template.jinja / .json. `eos_ids` and
-    `bos_id` come from the model's own configuration; the tokenizer's end token is added to them.
+    Reads tokenizer.json, or vocab.json and merges.txt of GPT-2's kind (truncation and padding that it may ask
+    for are switched off: nothing of a prompt is lost), tokenizer_config.json, special_tokens_map.json and
+    chat_template.jinja / .json. `eos_ids` and `bos_id` come from the model's own configuration; the
+    tokenizer's end token is added to them.
     Raises CheckpointError when a file is missing or damaged.
     """
+    config = read_json(folder / "tokenizer_config.json", missing={})
+    special = {
+        **_special_tokens(read_json(folder / "special_tokens_map.json", missing={})),
+        **_special_tokens(config),
+    }
     path = folder / "tokenizer.json"
+    if not path.is_file() and all((folder / name).is_file() for name in (VOCABULARY, MERGES)):
+        backend = gpt2_backend(folder, config, special)
+    else:
+        backend = _read_backend(path)
+    backend.no_truncation()
+    backend.no_padding()
+    ends = list(eos_ids)
+    end = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
+    if end is not None:
+        ends.append(end)
+    if bos_id is None and "bos_token" in special:
+        bos_id = backend.token_to_id(special["bos_token"])
+    return Tokenizer(backend, ends, bos_id, _chat_template(folder, config), special)
+
+
+def _read_backend(path: Path) -> Backend:
+    """tokenizer.json, checked."""
     try:
         size = path.stat().st_size
         if size > MAX_TOKENIZER_BYTES:
@@ -160,26 +184,12 @@ def load_tokenizer(folder: Path, eos_ids: Sequence[int] = (), bos_id: int | None
         ) from error
     except UnicodeDecodeError as error:
         raise CheckpointError(f"open {path}: not UTF-8 at byte {error.start}; fetch it again") from error
-    backend = guarded(
+    return guarded(
         lambda: Backend.from_str(text),
         lambda problem: CheckpointError(
             f"open {path}: not a valid tokenizer.json ({problem}); fetch it again"
         ),
     )
-    backend.no_truncation()
-    backend.no_padding()
-    config = read_json(folder / "tokenizer_config.json", missing={})
-    special = {
-        **_special_tokens(read_json(folder / "special_tokens_map.json", missing={})),
-        **_special_tokens(config),
-    }
-    ends = list(eos_ids)
-    end = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
-    if end is not None:
-        ends.append(end)
-    if bos_id is None and "bos_token" in special:
-        bos_id = backend.token_to_id(special["bos_token"])
-    return Tokenizer(backend, ends, bos_id, _chat_template(folder, config), special)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
