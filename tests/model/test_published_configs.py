@@ -263,6 +263,12 @@ def test_others():
     assert from_transformers({**PYTHIA_70M, "hidden_act": "gelu_fast"}).activation == "gelu_tanh"
 
 
+@pytest.mark.parametrize("data", [GPT2, OPT_125M, PYTHIA_70M], ids=lambda data: data["model_type"])
+def test_families_without_groups_do_not_read_them(data):
+    plain = from_transformers(data)
+    assert from_transformers({**data, "num_key_value_heads": 4, "head_dim": 6}) == plain
+
+
 @pytest.mark.parametrize(
     "data, change, named",
     [

@@ -37,6 +37,9 @@ _GPT_OSS_ROPE = {
     "rope_theta": 150000.0,
 }
 
+# Every head has its own keys, of hidden_size / num_attention_heads.
+_UNGROUPED = frozenset({"num_key_value_heads", "head_dim"})
+
 FAMILIES: dict[str, Family] = {
     row.name: row
     for row in (
@@ -227,6 +230,7 @@ FAMILIES: dict[str, Family] = {
                 "scale_attn_weights": True,
                 "tie_word_embeddings": True,
             },
+            unread=_UNGROUPED,
         ),
         # Post-norm (350m) and projected embeddings are other networks.
         Family(
@@ -257,6 +261,7 @@ FAMILIES: dict[str, Family] = {
                 "layer_norm_elementwise_affine": True,
                 "word_embed_proj_dim": "hidden_size",
             },
+            unread=_UNGROUPED,
         ),
         # GPT-NeoX and Pythia.
         Family(
@@ -283,6 +288,7 @@ FAMILIES: dict[str, Family] = {
                 "rotary_pct": 0.25,
                 "tie_word_embeddings": False,
             },
+            unread=_UNGROUPED,
         ),
         Family(
             name="mixtral",

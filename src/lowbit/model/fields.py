@@ -45,8 +45,10 @@ class Fields:
         return self._values.get(key)
 
     def ignore(self, keys: Iterable[str]) -> None:
-        """Take keys of the file, under its own names, as read."""
-        self._read.update(keys)
+        """Take keys of the file, under its own names, as read and absent."""
+        for key in keys:
+            self._read.add(key)
+            self._values.pop(key, None)
 
     def unread(self) -> list[str]:
         """Keys that the file gives and that no reader asked for, in file order."""
