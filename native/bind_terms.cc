@@ -137,11 +137,26 @@ void set_multipliers(CodeTerm& t, size_t size, size_t entries, size_t in_feature
   t.multiplier_groups = in_features / size;
 }
 
+// How many groups share an fp16 scale, and an fp16 offset, to which their factors belong.
+size_t span_of(const CodeTerm& t, size_t super_size, bool offsets, bool offset_factors) {
+  if (t.scale_type != Number::fp16 || (offsets && t.offset_type != Number::fp16) || offsets != offset_factors)
+    throw nb::value_error("Matrix: factors go with fp16 scales, and offset factors with fp16 offsets");
+  if (super_size == 0) return t.groups;
+  if (super_size % t.group_size != 0 || t.groups % (super_size / t.group_size) != 0)
+    throw nb::value_error(("Matrix: super_size=" + std::to_string(super_size) +
+                           " must be 0 or a multiple of group_size=" + std::to_string(t.group_size) +
+                           " that divides in_features")
+                              .c_str());
+  return super_size / t.group_size;
+}
+
 void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::string& scale_type,
                    AnyArray scales, size_t group_size, FloatArray levels, float tensor_scale,
                    std::optional<AnyArray> zero_points, const std::string& offset_type,
                    std::optional<AnyArray> offsets, std::optional<AnyArray> selectors,
-                   const std::string& packing, std::optional<AnyArray> multipliers, size_t multiplier_size) {
+                   const std::string& packing, std::optional<AnyArray> multipliers, size_t multiplier_size,
+                   std::optional<AnyArray> factors, std::optional<AnyArray> offset_factors,
+                   size_t super_size) {
   Matrix& m = self.matrix;
   if (bits < 1 || bits > 8)
     throw nb::value_error(("Matrix: bits=" + std::to_string(bits) + ", must be 1 to 8").c_str());
@@ -162,10 +177,17 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
       static_cast<const uint8_t*>(checked("codes", codes, m.blocks() * code_block_bytes(t, m.chunks())));
   const size_t count = m.blocks() * t.groups * kBlockRows;
   t.scale_type = number_named(scale_type);
-  t.scales = checked("scales", scales, count * number_bytes(t.scale_type));
-  if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
   t.offset_type = number_named(offset_type);
-  if (offsets) t.offsets = checked("offsets", *offsets, count * number_bytes(t.offset_type));
+  if (factors) {
+    t.span = span_of(t, super_size, offsets.has_value(), offset_factors.has_value());
+    t.factors = static_cast<const uint8_t*>(checked("factors", *factors, count));
+    if (offsets)
+      t.offset_factors = static_cast<const uint8_t*>(checked("offset_factors", *offset_factors, count));
+  }
+  const size_t wide = t.factors ? count / t.span : count;  // scales and offsets that are no factors
+  t.scales = checked("scales", scales, wide * number_bytes(t.scale_type));
+  if (zero_points) t.zero_points = static_cast<const uint8_t*>(checked("zero_points", *zero_points, count));
+  if (offsets) t.offsets = checked("offsets", *offsets, wide * number_bytes(t.offset_type));
   const size_t tables = levels.shape(0), entries = levels.shape(1), most = t.base3 ? 3 : size_t{1} << bits;
   if (tables < 1 || tables > 4 || entries < 2 || entries > most)
     throw nb::value_error(("Matrix: levels have shape [" + std::to_string(tables) + ", " +
@@ -199,7 +221,7 @@ void add_code_term(BoundMatrix& self, int bits, AnyArray codes, const std::strin
   }
   m.codes.insert(m.codes.end() - static_cast<ptrdiff_t>(m.densified), t);  // one order on every ISA
   for (const auto& array : {std::optional<AnyArray>(codes), std::optional<AnyArray>(scales), zero_points,
-                            offsets, selectors, multipliers})
+                            offsets, selectors, multipliers, factors, offset_factors})
     if (array) self.arrays.push_back(nb::cast(*array));
 }
 
@@ -237,7 +259,8 @@ void bind_terms(nb::class_<BoundMatrix>& matrix) {
            nb::arg("scales"), nb::arg("group_size"), nb::arg("levels"), nb::arg("tensor_scale") = 1.0f,
            nb::arg("zero_points") = nb::none(), nb::arg("offset_type") = "fp16",
            nb::arg("offsets") = nb::none(), nb::arg("selectors") = nb::none(), nb::arg("packing") = "planes",
-           nb::arg("multipliers") = nb::none(), nb::arg("multiplier_size") = 0)
+           nb::arg("multipliers") = nb::none(), nb::arg("multiplier_size") = 0,
+           nb::arg("factors") = nb::none(), nb::arg("offset_factors") = nb::none(), nb::arg("super_size") = 0)
       .def("add_float_term", &add_float_term, nb::arg("type"), nb::arg("values"))
       .def("add_entropy_term", &add_entropy_term, nb::arg("codes"), nb::arg("escapes"), nb::arg("offsets"),
            nb::arg("exponents"));

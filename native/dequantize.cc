@@ -40,6 +40,8 @@ float number_at(Number type, const void* base, size_t index) {
   return f;
 }
 
+namespace {
+
 // The code of input k of a row of a tile; `codes` points at the tile in the block's first chunk or vector.
 size_t code_at(const CodeTerm& t, const uint8_t* codes, size_t row, size_t k) {
   const size_t byte = 4 * row + k % 4;
@@ -61,6 +63,12 @@ size_t code_at(const CodeTerm& t, const uint8_t* codes, size_t row, size_t k) {
   return code;
 }
 
+float factor_at(const uint8_t* factors, size_t index) {
+  return factors ? static_cast<float>(static_cast<int8_t>(factors[index])) : 1.0f;
+}
+
+}  // namespace
+
 void dequantize_row(const Matrix& m, size_t row, float* out) {
   const size_t block = row / kBlockRows, lane = row % kBlockRows, tile = lane / kTileRows;
   std::memset(out, 0, m.in_features * sizeof(float));
@@ -72,9 +80,11 @@ void dequantize_row(const Matrix& m, size_t row, float* out) {
     for (size_t k = 0; k < m.in_features; ++k) {
       if (k % t.group_size == 0) {
         const size_t index = (block * t.groups + k / t.group_size) * kBlockRows + lane;
-        scale = number_at(t.scale_type, t.scales, index) * t.unit;
+        const size_t wide = t.factors ? index / kBlockRows / t.span * kBlockRows + lane : index;
+        scale = number_at(t.scale_type, t.scales, wide) * factor_at(t.factors, index) * t.unit;
         zero = t.zero_points ? t.zero_points[index] : 0;
-        offset = t.offsets ? number_at(t.offset_type, t.offsets, index) : 0;
+        offset =
+            t.offsets ? number_at(t.offset_type, t.offsets, wide) * factor_at(t.offset_factors, index) : 0;
         table = t.selectors ? 16u * t.selectors[index] : 0;
       }
       const size_t code = code_at(t, codes, lane % kTileRows, k);

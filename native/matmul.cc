@@ -2,7 +2,6 @@
 #include "matmul.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "bit_products.h"
@@ -214,11 +213,14 @@ size_t Matrix::bytes() const {
   size_t total = 0;
   for (const CodeTerm& t : codes) {
     const size_t groups = blocks() * t.groups * kBlockRows;
-    total += blocks() * code_block_bytes(t, chunks()) + groups * number_bytes(t.scale_type);
+    const size_t wide = t.factors ? groups / t.span : groups;  // numbers that are no factors
+    total += blocks() * code_block_bytes(t, chunks()) + wide * number_bytes(t.scale_type);
+    if (t.factors) total += groups;
+    if (t.offset_factors) total += groups;
     if (t.multipliers) total += blocks() * t.multiplier_groups * kTileRows;
     if (t.zero_points) total += groups;
     if (t.selectors) total += groups;
-    if (t.offsets) total += groups * number_bytes(t.offset_type);
+    if (t.offsets) total += wide * number_bytes(t.offset_type);
   }
   for (const FloatTerm& t : floats)
     total += t.values ? blocks() * in_features * kBlockRows * number_bytes(t.type)

@@ -9,10 +9,13 @@ namespace lowbit {
 // Whether codes of this term can be decoded in registers for one token; the others are unpacked.
 inline bool has_gemv(const CodeTerm& t) { return !t.multipliers || (t.map == Map::linear && t.bits <= 4); }
 
-// Memory for the scales of a block as floats and for the list of its segments.
+// Memory for the scales and offsets of a block as floats and for the list of its segments.
 constexpr size_t kSegmentBytes = 64;
+inline size_t float_scale_bytes(const CodeTerm& t) {
+  return t.groups * kBlockRows * sizeof(float) * (t.offsets ? 2 : 1);
+}
 inline size_t gemv_scratch_bytes(const CodeTerm& t, size_t padded) {
-  return t.groups * kBlockRows * sizeof(float) + padded / kSumStride * kSegmentBytes;
+  return float_scale_bytes(t) + padded / kSumStride * kSegmentBytes;
 }
 
 // Whether `few` covers this term: levels that are linear or bytes of one table.
@@ -20,12 +23,12 @@ inline bool has_few(const CodeTerm& t) {
   return !t.selectors && !t.multipliers && t.map != Map::table2 && t.group_size % kChunk == 0;
 }
 
-// Memory of `few`: scales of a block as floats, the segments, what their sums start from for each token, and
-// the planes of a block of base-3 codes.
+// Memory of `few`: scales and offsets of a block as floats, the segments, what their sums start from for each
+// token, and the planes of a block of base-3 codes.
 inline size_t few_scratch_bytes(const CodeTerm& t, size_t padded, size_t tokens) {
   const size_t segments = padded / kChunk;
   const size_t planes = t.base3 ? segments * 2 * 128 : 0;
-  return t.groups * kBlockRows * sizeof(float) + segments * kSegmentBytes + planes +
+  return float_scale_bytes(t) + segments * kSegmentBytes + planes +
          round_up(segments * tokens * sizeof(int32_t), 64);
 }
 

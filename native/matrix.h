@@ -55,7 +55,12 @@ struct CodeTerm {
   // null.
   const uint8_t* multipliers;
   size_t multiplier_size, multiplier_groups;  // inputs, a multiple of 16; in_features / multiplier_size
-  float unit;                                 // value of integer level 1, times the tensor's scale
+  // Scales and offsets are fp16 numbers of `span` neighbouring groups, [blocks][groups / span][32], times a
+  // factor of each group, int8 [blocks][groups][32]; or both are null.
+  const uint8_t* factors;
+  const uint8_t* offset_factors;
+  size_t span;
+  float unit;  // value of integer level 1, times the tensor's scale
   Map map;
   int32_t step, base;  // map == linear
   int32_t count;       // map == linear: codes are below it; 0: all of 2^bits occur

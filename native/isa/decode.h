@@ -176,6 +176,24 @@ LOWBIT_INLINE F32 load_number(Number type, const void* base, size_t index) {
   }
 }
 
+// The scales of 16 rows from `lane` of a block in one group, and the offsets of a term that has them.
+LOWBIT_INLINE F32 times_factors(const uint16_t* wide, const uint8_t* factors) {
+  const I32 factor = shift_right<24>(shift_left<24>(load_u8_i32(factors)));  // int8
+  return mul(load_fp16(wide), to_f32(factor));
+}
+LOWBIT_INLINE F32 group_scale(const CodeTerm& t, size_t block, size_t group, size_t lane) {
+  const size_t row = block * t.groups + group, index = row * kBlockRows + lane;
+  if (!t.factors) return mul(load_number(t.scale_type, t.scales, index), set1(t.unit));
+  const uint16_t* const wide = static_cast<const uint16_t*>(t.scales) + row / t.span * kBlockRows + lane;
+  return mul(times_factors(wide, t.factors + index), set1(t.unit));
+}
+LOWBIT_INLINE F32 group_offset(const CodeTerm& t, size_t block, size_t group, size_t lane) {
+  const size_t row = block * t.groups + group, index = row * kBlockRows + lane;
+  if (!t.offset_factors) return load_number(t.offset_type, t.offsets, index);
+  const uint16_t* const wide = static_cast<const uint16_t*>(t.offsets) + row / t.span * kBlockRows + lane;
+  return times_factors(wide, t.offset_factors + index);
+}
+
 // End of the segment of inputs that starts at k, in a weight group that ends at group_end: within it both
 // the weight scale and the activation scale are constant.
 LOWBIT_INLINE size_t segment_end(size_t k, size_t group_end, size_t padded) {
@@ -229,12 +247,12 @@ inline bool is_plain(const CodeTerm& t) {
 
 template <bool plain>
 LOWBIT_INLINE TileScale tile_scale(const CodeTerm& t, size_t block, size_t group, size_t tile) {
-  const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
   TileScale s = {};
-  s.scale = mul(load_number(t.scale_type, t.scales, index), set1(t.unit));
+  s.scale = group_scale(t, block, group, tile * kTileRows);
   if constexpr (!plain) {
+    const size_t index = (block * t.groups + group) * kBlockRows + tile * kTileRows;
     if (t.zero_points) s.zero_point = load_u8_i32(t.zero_points + index);
-    if (t.offsets) s.offset = load_number(t.offset_type, t.offsets, index);
+    if (t.offsets) s.offset = group_offset(t, block, group, tile * kTileRows);
   }
   return s;
 }

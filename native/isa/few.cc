@@ -25,7 +25,7 @@ struct Tile {
 };
 
 struct Scratch {
-  float* scales;    // of the block
+  float* scales;    // of the block, then its offsets
   Span* spans;      // of a row
   int32_t* starts;  // [tile][span][token], the same for all blocks
   uint8_t* planes;  // base 3 only: the block's
@@ -34,7 +34,7 @@ struct Scratch {
 Scratch lay_out(const CodeTerm& t, size_t padded, uint8_t* p) {
   Scratch s = {};
   s.scales = reinterpret_cast<float*>(p);
-  p += t.groups * kBlockRows * sizeof(float);
+  p += float_scale_bytes(t);
   s.spans = reinterpret_cast<Span*>(p);
   p += padded / kChunk * kSegmentBytes;
   if (t.base3) {
@@ -96,9 +96,8 @@ void add_sums(const CodeTerm& t, size_t block, const float* scales, const Activa
         TileScale w = {};
         w.scale = load(scales + at);
         if constexpr (!plain) {
-          const size_t index = block * t.groups * kBlockRows + at;
-          if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + index);
-          if (t.offsets) w.offset = load_number(t.offset_type, t.offsets, index);
+          if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + block * t.groups * kBlockRows + at);
+          if (t.offsets) w.offset = load(scales + t.groups * kBlockRows + at);
         }
         I32 dot[1][limbs];
         unroll<limbs>([&](auto limb) LOWBIT_UNROLLED { dot[0][limb] = batch.sums[limb][from + half]; });
@@ -145,6 +144,7 @@ void few(const CodeTerm& t, size_t block, size_t blocks, const Activations& a, f
   float open[kMostColumns * kBlockRows];
   for (size_t b = 0; b < blocks; ++b) {
     block_scales(t, block + b, memory.scales);
+    if (t.offsets) block_offsets(t, block + b, memory.scales + t.groups * kBlockRows);
     const uint8_t* codes = t.codes + (block + b) * block_bytes;
     if (t.base3) {
       base3_planes(t, codes, chunks, memory.planes);

@@ -49,7 +49,8 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
   const bool weights_outer = runs_of(t).weights_outer;
   const size_t block_bytes = code_block_bytes(t, a.padded / kChunk);
   float* const scales = reinterpret_cast<float*>(scratch);
-  Segment* const segments = reinterpret_cast<Segment*>(scales + t.groups * kBlockRows);
+  float* const offsets = scales + t.groups * kBlockRows;
+  Segment* const segments = reinterpret_cast<Segment*>(offsets + (t.offsets ? t.groups * kBlockRows : 0));
   const size_t count = cut<map, plain>(t, a, token, segments);
   Operands o = {};
   o.tables = a.tables;
@@ -59,6 +60,8 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
   o.sums = a.sums + token * (a.padded / kSumStride + 1);
   for (const size_t last_block = block + blocks; block < last_block; ++block, acc += kBlockRows) {
     block_scales(t, block, scales);
+    if constexpr (!plain)
+      if (t.offsets) block_offsets(t, block, offsets);
     o.codes = t.codes + block * block_bytes;
     if (t.selectors) o.selectors = t.selectors + block * t.groups * kBlockRows;
     if (t.multipliers) o.multipliers = t.multipliers + block * t.multiplier_groups * kTileRows;
@@ -76,9 +79,8 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
           TileScale w;  // GCC clears it with `rep stos`, 30 cycles, if asked to
           w.scale = load(scales + at);
           if constexpr (!plain) {
-            const size_t index = block * t.groups * kBlockRows + at;
-            if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + index);
-            if (t.offsets) w.offset = load_number(t.offset_type, t.offsets, index);
+            if (t.zero_points) w.zero_point = load_u8_i32(t.zero_points + block * t.groups * kBlockRows + at);
+            if (t.offsets) w.offset = load(offsets + at);
           }
           add_total<plain>(f[tile], run[tile], segment_total<map, plain>(dot[i][tile], t, w, s.scale), false,
                            s.last, weights_outer, t, w, s.scale);

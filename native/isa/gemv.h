@@ -48,9 +48,32 @@ LOWBIT_INLINE void fetch_ahead(const uint8_t* p) {
   unroll<lines>([&](auto line) LOWBIT_UNROLLED { __builtin_prefetch(p + kAhead + 64 * line, 0, 0); });
 }
 
+// Products of fp16 numbers of `span` groups and int8 factors of each: a block of them as floats.
+inline void block_factors(const CodeTerm& t, size_t block, const void* stored, const uint8_t* factors,
+                          float unit, float* out) {
+  const size_t supers = t.groups / t.span;
+  const uint16_t* wide = static_cast<const uint16_t*>(stored) + block * supers * kBlockRows;
+  factors += block * t.groups * kBlockRows;
+  for (size_t line = 0; line < t.groups * kBlockRows; line += 64)
+    __builtin_prefetch(factors + t.groups * kBlockRows + line, 0, 2);
+  for (size_t super = 0; super < supers; ++super, wide += kBlockRows)
+    for (size_t group = 0; group < t.span; ++group, factors += kBlockRows, out += kBlockRows)
+      for (size_t lane = 0; lane < kBlockRows; lane += kTileRows)
+        store(out + lane, mul(times_factors(wide + lane, factors + lane), set1(unit)));
+}
+
+// All offsets of a block as floats.
+inline void block_offsets(const CodeTerm& t, size_t block, float* out) {
+  if (t.offset_factors) return block_factors(t, block, t.offsets, t.offset_factors, 1.0f, out);
+  const size_t count = t.groups * kBlockRows;
+  for (size_t i = 0; i < count; i += kTileRows)
+    store(out + i, load_number(t.offset_type, t.offsets, block * count + i));
+}
+
 // All scales of a block as floats. Doing this first keeps the many types of scales out of the loops and
 // fetches what the next block needs: scales are read too slowly for the hardware to see a stream.
 inline void block_scales(const CodeTerm& t, size_t block, float* out, bool fetch_next = true) {
+  if (t.factors) return block_factors(t, block, t.scales, t.factors, t.unit, out);
   const size_t count = t.groups * kBlockRows, size = number_bytes(t.scale_type);
   const uint8_t* next = static_cast<const uint8_t*>(t.scales) + (block + 1) * count * size;
   if (fetch_next)

@@ -105,9 +105,10 @@ void gemv_of(const CodeTerm& t, size_t block, size_t blocks, const Activations& 
   const uint8_t* codes = t.codes + block * (padded / kChunk) * 2 * 64 * bits;
   const int8_t* const x = a.high + token * padded;
   const float* const activations = a.scales + token * a.groups;
-  const size_t scale_bytes = kBlockRows * number_bytes(t.scale_type);
+  const size_t scale_bytes = kBlockRows * (t.factors ? 1 : number_bytes(t.scale_type));
   for (const size_t last_block = block + blocks; block < last_block; ++block, acc += kBlockRows) {
-    const uint8_t* const stored = static_cast<const uint8_t*>(t.scales) + block * t.groups * scale_bytes;
+    const uint8_t* const stored =
+        (t.factors ? t.factors : static_cast<const uint8_t*>(t.scales)) + block * t.groups * scale_bytes;
     const uint8_t* next_scale = stored + t.groups * scale_bytes;
     Scales<halves> scales = {halves ? stored : scratch, set1(t.unit)};
     if constexpr (!halves) block_scales(t, block, floats, false);
@@ -161,7 +162,7 @@ Gemv kernel(const CodeTerm& t) {
 
 template <int bits>
 Gemv kernel(const CodeTerm& t) {
-  return t.scale_type == Number::fp16 ? kernel<bits, true>(t) : kernel<bits, false>(t);
+  return t.scale_type == Number::fp16 && !t.factors ? kernel<bits, true>(t) : kernel<bits, false>(t);
 }
 
 }  // namespace

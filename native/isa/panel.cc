@@ -240,8 +240,8 @@ void unpack_panel(const CodeTerm& t, size_t block, size_t chunks, uint8_t* memor
   for (size_t group = 0; group < t.groups; ++group)
     for (size_t tile = 0; tile < 2; ++tile) {
       const size_t at = group * kBlockRows + tile * kTileRows, index = block * t.groups * kBlockRows + at;
-      store(panel.scales + at, mul(load_number(t.scale_type, t.scales, index), set1(t.unit)));
-      if (t.offsets) store(panel.offsets + at, load_number(t.offset_type, t.offsets, index));
+      store(panel.scales + at, group_scale(t, block, group, tile * kTileRows));
+      if (t.offsets) store(panel.offsets + at, group_offset(t, block, group, tile * kTileRows));
       if (!head.wide) continue;
       const int base = t.map == Map::linear ? t.base + (t.bits == 8 ? 128 * t.step : 0) : 0;
       I32 correction = set1_i32(base);

@@ -101,6 +101,33 @@ def m4_matrix(rng, bits, kind, shape):
     return PackedMatrix(out_features, in_features, (term,))
 
 
+def m8_matrix(rng, bits, shape, offsets, levels):
+    """Scales, and offsets, that are a factor of each group times a number of its super-group."""
+    out_features, in_features, group_size, super_size = shape
+    groups, supers = in_features // group_size, in_features // super_size if super_size else 1
+    levels = np.arange(1 << bits) - (1 << bits >> 1) if levels is None else levels
+
+    def numbers():
+        return pack_groups(rng.normal(size=(out_features, supers)).astype(np.float16))
+
+    def factors():
+        return pack_groups(rng.integers(-128, 128, (out_features, groups)).astype(np.int8))
+
+    term = CodeTerm(
+        bits,
+        np.asarray(levels, np.float32)[None],
+        pack_codes(rng.integers(0, len(levels), shape[:2]).astype(np.uint8), bits),
+        numbers(),
+        "m8",
+        group_size,
+        tensor_scale=0.5,
+        super_size=super_size,
+        factors=factors(),
+        **({"offsets": numbers(), "offset_factors": factors()} if offsets else {}),
+    )
+    return PackedMatrix(out_features, in_features, (term,))
+
+
 def base3_matrix(rng, levels, shape):
     out_features, in_features, group_size = shape
     groups = in_features // group_size if group_size else 1
@@ -139,6 +166,10 @@ def cases():
         for kind in ("symmetric", "table"):
             for shape in ((64, 128, 16, 64), (33, 192, 32, 192), (40, 96, 48, 0), (1, 320, 16, 0)):
                 yield f"m4 {kind}{bits} {shape}", m4_matrix(rng, bits, kind, shape)
+    for bits, levels in ((2, (-7, 1, 9)), (3, None), (4, None), (6, None), (4, rng.integers(-127, 128, 16))):
+        for shape in ((64, 256, 16, 256), (33, 192, 32, 64), (40, 96, 48, 0)):
+            for offsets in (False, True):
+                yield f"m8 {bits} {levels} {shape} {offsets}", m8_matrix(rng, bits, shape, offsets, levels)
     for levels in ((-1, 0, 1), (-3, 0.5, 2), (0.3, -0.1, 0.7)):
         for shape in ((64, 128, 64), (33, 192, 0), (40, 100, 0), (17, 320, 64)):
             yield f"base3 {levels} {shape}", base3_matrix(rng, levels, shape)

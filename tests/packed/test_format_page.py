@@ -18,6 +18,8 @@ from lowbit.packed import (
 )
 from lowbit.quantize import refine_rows, round_to_nearest
 
+from .test_m8 import m8_term
+
 
 # --- a reader from the page: NumPy and JSON only ---
 def read_safetensors(path):
@@ -26,7 +28,7 @@ def read_safetensors(path):
     header = json.loads(data[8 : 8 + length])
     header.pop("__metadata__", None)
     assert (8 + length) % 64 == 0
-    types = {"U8": "u1", "U16": "<u2", "U32": "<u4", "F16": "<f2", "F32": "<f4"}
+    types = {"U8": "u1", "U16": "<u2", "U32": "<u4", "I8": "i1", "F16": "<f2", "F32": "<f4"}
     tensors = {}
     for name, entry in header.items():
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
@@ -132,12 +134,18 @@ def read_matrix(entry, arrays):
                 value *= np.float32(multiplier_at(field["multipliers"], o, i // term["group_size"]))
             if "zero_points" in field:
                 value -= np.float32(field["zero_points"][place])
-            scale = decoded_scale(field["scales"][place], term["scale_type"])
+            if term["scale_type"] == "m8":
+                wide = (o // 32, i // term["super_size"] if term["super_size"] else 0, o % 32)
+                scale = np.float32(field["scales"][wide]) * np.float32(field["factors"][place])
+            else:
+                scale = decoded_scale(field["scales"][place], term["scale_type"])
             scale *= np.float32(term["tensor_scale"])
             if "tensor_divisor" in term:
                 scale /= np.float32(term["tensor_divisor"])
             value = scale * value
-            if "offsets" in field:
+            if "offset_factors" in field:
+                value += np.float32(field["offsets"][wide]) * np.float32(field["offset_factors"][place])
+            elif "offsets" in field:
                 value += np.float32(field["offsets"][place])
             total[o, i] += value
     return total
@@ -179,6 +187,15 @@ def test_offsets_and_odd_widths_read_by_the_page_alone(tmp_path, rng):
     )
     matrix = PackedMatrix(17, 48, (term,))
     np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), matrix.dequantize())
+
+
+@pytest.mark.parametrize("super_size", [48, 0])
+def test_m8_scales_read_by_the_page_alone(super_size, tmp_path, rng):
+    term = m8_term(rng, 5, (17, 96, 16, super_size), offsets=True)
+    matrix = PackedMatrix(17, 96, (term,))
+    np.testing.assert_array_equal(write_and_read(matrix, tmp_path / "m.safetensors"), matrix.dequantize())
+    again = PackedMatrix.from_state(*matrix.state())
+    np.testing.assert_array_equal(again.dequantize(), matrix.dequantize())
 
 
 def test_refined_rows_read_by_the_page_alone(tmp_path, rng):

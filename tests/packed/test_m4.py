@@ -184,7 +184,7 @@ def test_m4_terms_that_do_not_fit_are_refused(changes, message, rng):
         ({"levels": np.zeros((1, 4), np.float32)}, r"levels \[1, 4\]"),
         ({"group_size": 48}, "base3 packing with group_size=48"),
         ({"codes": np.zeros((2, 6, 2, 128), np.uint8)}, r"codes are uint8 \[2, 6, 2, 128\]"),
-        ({"super_size": 64}, "super_size=64 without multipliers"),
+        ({"super_size": 64}, "super_size=64 with fp16 scales"),
         ({"zero_points": np.zeros((2, 3, 32), np.uint8)}, "base3 packing with zero_points"),
     ],
 )

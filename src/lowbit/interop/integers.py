@@ -105,7 +105,7 @@ def integers(matrix: PackedMatrix) -> Integers | None:
         scales,
         group,
         None if term.zero_points is None else unpack_groups(term.zero_points, rows).astype(np.int32),
-        None if term.offsets is None else unpack_groups(term.offsets, rows).astype(np.float32),
+        None if term.offsets is None else term.effective_offsets(rows),
     )
 
 

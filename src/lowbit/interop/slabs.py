@@ -17,7 +17,6 @@ except ImportError:
 _float_rows: Any = getattr(_native, "float_rows", None)
 
 SLAB_WEIGHTS = 1 << 22  # 16 MB as float32
-_OF_BLOCKS = ("codes", "scales", "multipliers", "offsets", "zero_points", "selectors")
 
 
 def slabs(matrix: PackedMatrix, weights: int = SLAB_WEIGHTS) -> Iterator[tuple[int, PackedMatrix]]:
@@ -43,8 +42,8 @@ def rows_of(matrix: PackedMatrix, first: int, count: int) -> PackedMatrix:
             terms.append(replace(term, values=term.values[blocks]))
         else:
             assert isinstance(term, CodeTerm)
-            arrays = {name: getattr(term, name) for name in _OF_BLOCKS}
-            terms.append(replace(term, **{k: a[blocks] for k, a in arrays.items() if a is not None}))
+            arrays: Any = {name: array[blocks] for name, array in term.arrays() if name != "levels"}
+            terms.append(replace(term, **arrays))
     return PackedMatrix(count, matrix.in_features, tuple(terms), matrix.format_name)
 
 

@@ -205,7 +205,7 @@ def _product(
         weight_scales = absolute(term.effective_scales(out_features).astype(np.float64)) * unit
         offsets = None
         if term.offsets is not None:
-            offsets = absolute(unpack_groups(term.offsets, out_features).astype(np.float64))
+            offsets = absolute(term.effective_offsets(out_features).astype(np.float64))
         for (begin, end), total in zip(segments(in_features, term.scale_size), sums, strict=True):
             group = begin // term.scale_size if term.scale_size else 0
             part = total * weight_scales[:, group]

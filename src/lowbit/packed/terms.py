@@ -2,7 +2,8 @@
 
 A code term is  w[o, i] = tensor_scale * scales[o, i / g] * (levels[codes[o, i]] - zero_points[o, i / g])
 + offsets[o, i / g],  or with m4 scales  tensor_scale * scales[o, i / s] * (multipliers[o, i / g] *
-levels[codes[o, i]]).
+levels[codes[o, i]]). With m8 scales, scales[o, i / g] is an fp16 number of a super-group times an int8 factor
+of the group, and offsets[o, i / g] likewise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,10 +42,12 @@ SCALE_DTYPES = {
     "e8m0": np.uint8,
     "e4m3": np.uint8,
     "m4": np.float16,
+    "m8": np.float16,
 }
 PACKINGS = ("planes", "base3")
 OFFSET_DTYPES = {"fp16": np.float16, "fp32": np.float32}
 MAX_TABLES = 4
+_OPTIONAL = ("factors", "offset_factors", "multipliers", "offsets", "zero_points", "selectors")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class CodeTerm:
     levels: float32 [tables, n], n <= 2**bits, in code order; up to 4 tables of at most 16 levels
     codes: uint8 [blocks, chunks, 2, 64 * bits], or with packing "base3" [blocks, vectors, 2, 64]
     scales: float16 | float32 | uint8 (e8m0, e4m3) [blocks, groups, 32]; padded rows hold 0
-    scale_type: "fp16" | "fp32" | "e8m0" | "e4m3" | "m4" (float16 scales of super-groups, and multipliers)
+    scale_type: "fp16" | "fp32" | "e8m0" | "e4m3" | "m4" (float16 scales of super-groups, and multipliers of
+        levels) | "m8" (float16 scales of super-groups, and factors of scales)
     group_size: inputs that share a scale (m4: a multiplier), a multiple of 16; 0: the whole row
     zero_points: uint8 [blocks, groups, 32] in code units, or None
     offsets: float16 | float32 [blocks, groups, 32], or None
@@ -64,7 +68,10 @@ class CodeTerm:
     tensor_divisor: divides every scale after that (NVFP4 as compressed-tensors stores it)
     packing: "planes" (layout.py) or "base3" (base3.py: bits=2, three levels, groups of 64 n or the row)
     multipliers: m4 only: uint8 [blocks, groups, 16], 0 .. 15 each, two to a byte; padded rows hold 0
-    super_size: m4 only: inputs that share a scale, a multiple of group_size and 64; 0: the whole row
+    super_size: m4 and m8 only: inputs that share a scale, a multiple of group_size (m4: and of 64); 0: the
+        whole row
+    factors: m8 only: int8 [blocks, groups, 32]; a group's scale is scale * factor
+    offset_factors: m8 with offsets: int8 [blocks, groups, 32]; offsets are float16 of super-groups
     """
 
     kind: ClassVar[str] = "codes"
@@ -83,16 +90,18 @@ class CodeTerm:
     multipliers: np.ndarray | None = None
     super_size: int = 0
     tensor_divisor: float = 1.0
+    factors: np.ndarray | None = None
+    offset_factors: np.ndarray | None = None
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """The stored arrays by name, large ones first."""
-        for name in ("codes", "scales", "multipliers", "offsets", "zero_points", "selectors", "levels"):
+        for name in ("codes", "scales", *_OPTIONAL, "levels"):
             array = getattr(self, name)
             if array is not None:
                 yield name, array
 
     def numbers(self) -> Iterator[tuple[str, str, np.ndarray]]:
-        yield "scales", "fp16" if self.scale_type == "m4" else self.scale_type, self.scales
+        yield "scales", "fp16" if self.scale_type in ("m4", "m8") else self.scale_type, self.scales
         if self.offsets is not None:
             yield "offsets", self.offset_type or "fp16", self.offsets
 
@@ -101,7 +110,7 @@ class CodeTerm:
         meta = {name: getattr(self, name) for name in names}
         if self.packing != "planes":
             meta["packing"] = self.packing
-        if self.multipliers is not None:
+        if self.multipliers is not None or self.factors is not None:
             meta["super_size"] = self.super_size
         if self.tensor_divisor != 1.0:
             meta["tensor_divisor"] = self.tensor_divisor
@@ -109,8 +118,7 @@ class CodeTerm:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any], arrays: dict[str, np.ndarray]) -> "CodeTerm":
-        names = ("zero_points", "offsets", "selectors", "multipliers")
-        optional = {name: arrays.pop(name, None) for name in names}
+        optional = {name: arrays.pop(name, None) for name in _OPTIONAL}
         return cls(
             bits=integer(meta["bits"]),
             levels=arrays.pop("levels"),
@@ -157,21 +165,27 @@ class CodeTerm:
         check_group_size(in_features, self.group_size, "code term")
         self._check_levels()
         self._check_packing()
+        self._check_factors(in_features)
         self._check_multipliers(out_features, in_features)
         groups = (block_count(out_features), group_count(in_features, self.scale_size), BLOCK_ROWS)
+        supers = groups
+        if self.factors is not None:
+            supers = (groups[0], group_count(in_features, self.super_size), BLOCK_ROWS)
         shape = codes_shape(out_features, in_features, self.bits)
         if self.packing == "base3":
             shape = base3_shape(out_features, in_features)
         check_array("codes", self.codes, (np.uint8,), shape)
-        check_array("scales", self.scales, (SCALE_DTYPES[self.scale_type],), groups)
-        for name, dtypes in (
-            ("zero_points", (np.uint8,)),
-            ("offsets", (np.float16, np.float32)),
-            ("selectors", (np.uint8,)),
+        check_array("scales", self.scales, (SCALE_DTYPES[self.scale_type],), supers)
+        for name, dtypes, of in (
+            ("zero_points", (np.uint8,), groups),
+            ("offsets", (np.float16, np.float32), supers),
+            ("selectors", (np.uint8,), groups),
+            ("factors", (np.int8,), groups),
+            ("offset_factors", (np.int8,), groups),
         ):
             array = getattr(self, name)
             if array is not None:
-                check_array(name, array, dtypes, groups)
+                check_array(name, array, dtypes, of)
         if self.selectors is not None and int(self.selectors.max(initial=0)) >= self.levels.shape[0]:
             raise FormatError(
                 f"code term: selector {int(self.selectors.max())} with {self.levels.shape[0]} tables; "
@@ -201,6 +215,27 @@ class CodeTerm:
             if getattr(self, name) is not None:
                 raise FormatError(f"code term: base3 packing with {name}; leave them out, or pack in planes")
 
+    def _check_factors(self, in_features: int) -> None:
+        if (self.scale_type == "m8") != (self.factors is not None):
+            raise FormatError(
+                f"code term: scale type {self.scale_type!r} and factors "
+                f"{'absent' if self.factors is None else 'present'}; m8 scales have them, others none"
+            )
+        wanted = self.factors is not None and self.offsets is not None
+        if wanted != (self.offset_factors is not None) or (wanted and self.offset_type != "fp16"):
+            raise FormatError(
+                "code term: offset factors go with m8 scales and float16 offsets, and these with them"
+            )
+        if self.factors is None:
+            return
+        size = self.super_size
+        if not self.group_size or size < 0 or size % self.group_size or (size and in_features % size):
+            raise FormatError(
+                f"code term: m8 scales with super_size={size}, group_size={self.group_size} and in_features="
+                f"{in_features}; groups are no whole rows, and super_size is a multiple of them that divides "
+                "in_features, or 0 for the whole row"
+            )
+
     def _check_multipliers(self, out_features: int, in_features: int) -> None:
         if (self.scale_type == "m4") != (self.multipliers is not None):
             raise FormatError(
@@ -208,9 +243,10 @@ class CodeTerm:
                 f"{'absent' if self.multipliers is None else 'present'}; m4 scales have them, others none"
             )
         if self.multipliers is None:
-            if self.super_size:
+            if self.super_size and self.factors is None:
                 raise FormatError(
-                    f"code term: super_size={self.super_size} without multipliers; only m4 scales have it"
+                    f"code term: super_size={self.super_size} with {self.scale_type} scales; only m4 and m8 "
+                    "have it"
                 )
             return
         for name in ("zero_points", "offsets", "selectors"):
@@ -279,16 +315,29 @@ class CodeTerm:
             values *= np.repeat(factors, self.group_size, axis=1).reshape(values.shape)
         values *= self.effective_scales(out_features)[:, :, None]
         if self.offsets is not None:
-            values += unpack_groups(self.offsets, out_features)[:, :, None].astype(np.float32)
+            values += self.effective_offsets(out_features)[:, :, None]
         return values.reshape(out_features, in_features)
 
     def effective_scales(self, out_features: int) -> np.ndarray:
-        """scale * tensor_scale / tensor_divisor, float32 [out_features, groups of `scale_size`]."""
+        """scale * tensor_scale / tensor_divisor, float32 [out_features, groups of `scale_size`]; with m8 the
+        scale is scale * factor."""
         from lowbit.formats.scales import decode_scales  # not needed to run: a megabyte
 
-        scales = decode_scales(unpack_groups(self.scales, out_features), self.scale_type)
-        scales = scales.astype(np.float32, copy=False) * np.float32(self.tensor_scale)
+        stored = unpack_groups(self.scales, out_features)
+        if self.factors is not None:
+            scales = _times(stored, unpack_groups(self.factors, out_features))
+        else:
+            scales = decode_scales(stored, self.scale_type).astype(np.float32, copy=False)
+        scales = scales * np.float32(self.tensor_scale)
         return scales if self.tensor_divisor == 1.0 else scales / np.float32(self.tensor_divisor)
+
+    def effective_offsets(self, out_features: int) -> np.ndarray:
+        """offset of each group, float32 [out_features, groups]; the term has offsets."""
+        assert self.offsets is not None
+        stored = unpack_groups(self.offsets, out_features)
+        if self.offset_factors is not None:
+            return _times(stored, unpack_groups(self.offset_factors, out_features))
+        return stored.astype(np.float32)
 
     def take_rows(self, index: np.ndarray, out_features: int, in_features: int) -> "CodeTerm":
         changed = {"codes": self.repack(self.unpack(out_features, in_features)[index])}
@@ -307,11 +356,15 @@ class CodeTerm:
             further["packing"] = self.packing
         if self.multipliers is not None:
             further |= {"multipliers": self.multipliers, "multiplier_size": self.group_size}
+        if self.factors is not None:
+            further |= {"factors": self.factors, "super_size": self.super_size}
+        if self.offset_factors is not None:
+            further["offset_factors"] = self.offset_factors
         try:
             native.add_code_term(
                 self.bits,
                 self.codes,
-                "fp16" if self.scale_type == "m4" else self.scale_type,
+                "fp16" if self.scale_type in ("m4", "m8") else self.scale_type,
                 self.scales,
                 self.scale_size,
                 self.levels,
@@ -329,3 +382,10 @@ class CodeTerm:
                 f"matmul: the native code of this build has no products with {' and '.join(further)}; "
                 "build it again (make build)"
             ) from error
+
+
+def _times(scales: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """float16 [rows, super-groups] times int8 [rows, groups]: float32 [rows, groups], exactly."""
+    wide = np.repeat(scales.astype(np.float32), factors.shape[1] // scales.shape[1], axis=1)
+    with np.errstate(invalid="ignore"):  # damaged scales; whoever uses the weights checks
+        return wide * factors.astype(np.float32)
