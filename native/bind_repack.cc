@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "layout.h"
 #include "matrix.h"
 #include "repack.h"
 
@@ -41,28 +42,50 @@ const int64_t* checked_order(const std::optional<Order>& order, size_t rows) {
   return order->data();
 }
 
+// The data of an array that is given exactly where `needed`, with so many bytes.
+void* optional_data(const char* what, const std::optional<Output>& array, bool needed, size_t bytes) {
+  if (array.has_value() != needed)
+    throw std::invalid_argument(std::string(what) + ": given exactly for the types that have them");
+  if (!array) return nullptr;
+  need(what, array->nbytes(), bytes);
+  return array->data();
+}
+
 void bound_repack(int number, const Input& raw, size_t rows, size_t columns, const Output& codes,
                   const Output& scales, const std::optional<Output>& offsets,
-                  const std::optional<Order>& order) {
+                  const std::optional<Output>& factors, const std::optional<Output>& offset_factors,
+                  const std::optional<Order>& order, const std::optional<Input>& grid, bool base3) {
   const BlockType* type = find_block_type(number);
   if (!type) throw std::invalid_argument("repack: unknown tensor type " + std::to_string(number));
   check_shape(rows, columns);
   if (columns % type->weights)
     throw std::invalid_argument("repack: columns must be a multiple of " + std::to_string(type->weights));
-  if (offsets.has_value() != type->has_offsets)
-    throw std::invalid_argument("repack: offsets are given exactly for the types that have them");
+  if (base3 && (type->bits != 2 || type->group != type->weights))
+    throw std::invalid_argument("repack: base 3 is for ternary types");
   const size_t padded = round_up(rows, kBlockRows);
-  const size_t factors =
-      padded * (columns / type->group) * (type->wide_scales ? sizeof(float) : sizeof(uint16_t));
+  const size_t groups = padded * (columns / type->group);
+  const size_t numbers = padded * (columns / type->weights) * type->scales();
+  const size_t vectors = round_up(columns, kBase3Inputs) / kBase3Inputs;
   need("repack: raw", raw.nbytes(), rows * (columns / type->weights) * type->bytes);
-  need("repack: codes", codes.nbytes(), padded * columns * static_cast<size_t>(type->bits) / 8);
-  need("repack: scales", scales.nbytes(), factors);
-  if (offsets) need("repack: offsets", offsets->nbytes(), factors);
+  need("repack: codes", codes.nbytes(),
+       base3 ? padded * vectors * 4 : padded * columns * static_cast<size_t>(type->bits) / 8);
+  need("repack: scales", scales.nbytes(), numbers * type->scale_bytes);
+  Repacked out = {};
+  out.codes = static_cast<uint8_t*>(codes.data());
+  out.base3 = base3;
+  out.scales = scales.data();
+  out.offsets = static_cast<uint16_t*>(
+      optional_data("repack: offsets", offsets, type->offsets, numbers * sizeof(uint16_t)));
+  out.factors = static_cast<int8_t*>(optional_data("repack: factors", factors, type->factors, groups));
+  out.offset_factors = static_cast<int8_t*>(
+      optional_data("repack: offset_factors", offset_factors, type->factors && type->offsets, groups));
+  if (grid.has_value() != (type->members != 0))
+    throw std::invalid_argument("repack: the grid is given exactly for the types that have one");
+  if (grid) need("repack: grid", grid->nbytes(), type->members * type->width);
   const int64_t* rows_of = checked_order(order, rows);
-  void* offset_data = offsets ? offsets->data() : nullptr;
+  const uint8_t* grid_data = grid ? static_cast<const uint8_t*>(grid->data()) : nullptr;
   nb::gil_scoped_release release;
-  repack(*type, static_cast<const uint8_t*>(raw.data()), rows, columns, rows_of,
-         static_cast<uint8_t*>(codes.data()), scales.data(), offset_data);
+  repack(*type, static_cast<const uint8_t*>(raw.data()), rows, columns, rows_of, grid_data, out);
 }
 
 void bound_transpose(const Input& values, const Output& packed, const std::optional<Order>& order) {
@@ -82,7 +105,9 @@ void bound_transpose(const Input& values, const Output& packed, const std::optio
 
 void bind_repack(nb::module_& m) {
   m.def("repack", &bound_repack, nb::arg("type"), nb::arg("raw"), nb::arg("rows"), nb::arg("columns"),
-        nb::arg("codes"), nb::arg("scales"), nb::arg("offsets") = nb::none(), nb::arg("order") = nb::none(),
+        nb::arg("codes"), nb::arg("scales"), nb::arg("offsets") = nb::none(), nb::arg("factors") = nb::none(),
+        nb::arg("offset_factors") = nb::none(), nb::arg("order") = nb::none(), nb::arg("grid") = nb::none(),
+        nb::arg("base3") = false,
         "Repack the blocks of a GGUF tensor into kernel order, on all threads; the arrays are filled in "
         "place.");
   m.def("transpose_values", &bound_transpose, nb::arg("values"), nb::arg("packed"),

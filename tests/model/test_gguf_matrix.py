@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from lowbit.errors import FormatError
 from lowbit.formats import parse_format
 from lowbit.model import float_weights, gguf_matrix
-from lowbit.model.gguf_matrix import code_arrays_reference, matrix_from_gguf
+from lowbit.model.gguf_matrix import as_stored, code_arrays_reference, matrix_from_gguf
 from lowbit.model.gguf_types import TENSOR_TYPES, decode
 
 QUANTIZED = [kind for kind in TENSOR_TYPES.values() if kind.split is not None]
@@ -23,7 +24,11 @@ def finite_blocks(rng, kind, rows, columns):
         return raw
     with np.errstate(all="ignore"):
         bad = ~np.isfinite(decode(raw, kind)).reshape(-1, kind.block).all(axis=1)
-    raw.reshape(-1, kind.nbytes)[bad] = 0
+    blocks = raw.reshape(-1, kind.nbytes)
+    blocks[bad] = 0
+    if kind.name in ("MXFP4", "NVFP4"):  # 255 is decoded, but is no number of the format
+        scales = blocks[:, : 1 if kind.name == "MXFP4" else 4]
+        scales[scales == 255] = 0
     return raw
 
 
@@ -48,13 +53,15 @@ def test_native_repacking(kind, shape, rng):
     raw = rng.integers(0, 256, shape[0] * shape[1] // kind.block * kind.nbytes, dtype=np.uint8)
     for order in (None, rng.permutation(shape[0])):
         with np.errstate(all="ignore"):
-            want = code_arrays_reference(raw, kind, *shape, order)
-            got = gguf_matrix.code_arrays(raw, kind, *shape, order)
-        np.testing.assert_array_equal(got.codes, want.codes)
-        np.testing.assert_array_equal(got.scales, want.scales)
-        assert (got.offsets is None) == (want.offsets is None)
-        if want.offsets is not None:
-            np.testing.assert_array_equal(got.offsets, want.offsets)
+            stored = as_stored(raw, kind)
+            want = code_arrays_reference(raw, stored, *shape, order)
+            got = gguf_matrix.code_arrays(raw, stored, *shape, order)
+        for name, wanted in want._asdict().items():
+            found = getattr(got, name)
+            assert (found is None) == (wanted is None), name
+            if wanted is not None:
+                assert found.dtype == wanted.dtype
+                np.testing.assert_array_equal(found.view(np.uint8), wanted.view(np.uint8), err_msg=name)
 
 
 @pytest.mark.skipif(gguf_matrix._repack is None, reason="the native module is not built")
@@ -74,12 +81,60 @@ def test_native_arguments_are_checked(rng):
         (8, raw, 32, 64, codes[:, :1], scales),
         (8, raw, 32, 64, codes, scales[:, :1]),
         (8, raw, 32, 64, codes, scales, scales),
-        (8, raw, 32, 64, codes, scales, None, np.arange(31)),
-        (8, raw, 32, 64, codes, scales, None, np.full(32, 32)),
-        (8, raw, 32, 64, codes, scales, None, np.full(32, -1)),
+        (8, raw, 32, 64, codes, scales, None, codes),
+        (8, raw, 32, 64, codes, scales, None, None, codes),
+        (8, raw, 32, 64, codes, scales, None, None, None, np.arange(31)),
+        (8, raw, 32, 64, codes, scales, None, None, None, np.full(32, 32)),
+        (8, raw, 32, 64, codes, scales, None, None, None, np.full(32, -1)),
+        (8, raw, 32, 64, codes, scales, None, None, None, None, np.zeros((256, 8), np.uint8)),
+        (8, raw, 32, 64, codes, scales, None, None, None, None, None, True),
     ):
         with pytest.raises((ValueError, TypeError)):
             _native.repack(*arguments)
+
+
+@pytest.mark.skipif(gguf_matrix._repack is None, reason="the native module is not built")
+def test_native_grids_are_checked():
+    from lowbit import _native
+
+    codes, factors = np.zeros((1, 8, 2, 192), np.uint8), np.zeros((1, 8, 32), np.int8)
+    scales, raw = np.zeros((1, 1, 32), np.float16), np.zeros(32 * 66, np.uint8)
+    good = np.zeros((256, 8), np.uint8)
+    _native.repack(16, raw, 32, 256, codes, scales, None, factors, None, None, good)
+    for grid in (None, good[1:], good[:, :7]):
+        with pytest.raises((ValueError, TypeError)):
+            _native.repack(16, raw, 32, 256, codes, scales, None, factors, None, None, grid)
+
+
+def test_a_code_of_tq2_0_that_no_quantizer_writes(rng):
+    """The level 2 does not fit base 3; such a tensor takes two bits and is still exact."""
+    kind, raw = TENSOR_TYPES[35], np.zeros((32, 66), np.uint8)
+    raw[:, 64:] = np.float16([0.5]).view(np.uint8)
+    assert matrix_from_gguf(raw.reshape(-1), kind, 32, 256).terms[0].packing == "base3"
+    raw[7, 9] = 0b11_10_01_00
+    matrix = matrix_from_gguf(raw.reshape(-1), kind, 32, 256)
+    assert matrix.terms[0].packing == "planes"
+    assert matrix.dequantize()[7, 9:128:32].tolist() == [-0.5, 0, 0.5, 1]
+
+
+@pytest.mark.parametrize("number", [39, 40])
+def test_scales_that_are_no_numbers(number):
+    """A scale byte of 255 is decoded as ggml does it; a matrix of it is found damaged."""
+    kind = TENSOR_TYPES[number]
+    raw = np.full(kind.nbytes * 8, 255, np.uint8)
+    assert decode(raw, kind)[0] != 0
+    matrix = matrix_from_gguf(raw, kind, 1, 8 * kind.block)
+    assert (matrix.terms[0].scales[0, :, 0] == 255).all()
+    with pytest.raises(FormatError, match="NaN"):
+        matrix.dequantize()
+
+
+def test_a_scale_of_the_tensor(rng):
+    kind = TENSOR_TYPES[40]
+    raw = finite_blocks(rng, kind, 32, 256)
+    scaled = matrix_from_gguf(raw, kind, 32, 256, tensor_scale=0.25)
+    plain = matrix_from_gguf(raw, kind, 32, 256)
+    np.testing.assert_array_equal(scaled.dequantize(), plain.dequantize() * np.float32(0.25))
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
@@ -96,8 +151,11 @@ def test_float_matrices(name, rng, monkeypatch):
 def test_named_formats_are_the_catalogues(rng):
     """Where a matrix carries the name of a format, its levels are those of the format."""
     for kind in QUANTIZED:
-        matrix = matrix_from_gguf(finite_blocks(rng, kind, 32, 256), kind, 32, 256)
-        if not kind.has_offsets:
+        raw = finite_blocks(rng, kind, 32, 256)
+        if kind.name == "TQ2_0":
+            raw.reshape(-1, 66)[:, :64] &= 0x55  # the codes that quantizers write
+        matrix = matrix_from_gguf(raw, kind, 32, 256)
+        if kind.name in gguf_matrix._FORMATS:
             format = parse_format(matrix.format_name)
             term = matrix.terms[0]
             assert tuple(term.levels[0].tolist()) == format.tables[0]

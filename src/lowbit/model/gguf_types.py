@@ -1,36 +1,27 @@
 """The tensor types of GGUF: how a block of bytes becomes weights.
 
-Every quantized type that is read here is linear: a block of 32 or 256 weights holds unsigned codes and, for
-each group of 16 or 32 of them, a scale and perhaps an offset, so that
+`split` takes blocks apart into codes, scales and factors (gguf_parts.py), so one rule decodes all types, and
+PackedMatrix can hold them without requantizing:
 
-    weight = scale * (code + base) + offset
+    weight = unit * scale * level[code] + offset
 
-`split` takes blocks apart into exactly that, so one rule decodes them all and PackedMatrix can hold them
-without requantizing. The products are exact in float32 (fp16 scale x 6-bit factor x code: at most 24 bits),
-therefore the result equals ggml's, whatever the order of its multiplications.
-Source of the byte layouts: ggml-quants.c and ggml-common.h of the ggml project.
+The products are exact in float32 (fp16 scale x 8-bit factor x level: at most 24 bits), therefore the result
+equals ggml's, whatever the order of its multiplications.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from lowbit.errors import UnsupportedError
+from lowbit.model import gguf_iq as iq
+from lowbit.model import gguf_linear as linear
+from lowbit.model import gguf_small as small
 from lowbit.model.float_weights import STORED, widened
-
-Bytes = np.ndarray  # uint8
-
-
-class Parts(NamedTuple):
-    """codes: uint8 [n, block]; scales, offsets: float16 or float32 [n, groups]; offsets may be None."""
-
-    codes: np.ndarray
-    scales: np.ndarray
-    offsets: np.ndarray | None
+from lowbit.model.gguf_parts import Bytes, Parts
 
 
 @dataclass(frozen=True)
@@ -38,6 +29,8 @@ class TensorType:
     """One row of the table: `block` weights take `nbytes` bytes.
 
     split is None where lowbit cannot decode the type; `float_type` names the plain floating-point types.
+    bits, group, levels, scale_type and unit are those of the code term that holds the weights: scale_type is
+    "fp16", "e8m0" or "e4m3" with a scale for each group, or "m8" with one for each block and int8 factors.
     """
 
     number: int  # in ggml's enum ggml_type
@@ -47,107 +40,70 @@ class TensorType:
     split: Callable[[Bytes], Parts] | None = None
     bits: int = 0
     group: int = 0
-    base: int = 0
+    levels: tuple[float, ...] = ()
     scale_type: str = "none"
+    unit: float = 1.0
     has_offsets: bool = False
+    packing: str = "planes"
+    grid: str | None = None  # of gguf_grids, which the native module needs
     float_type: str | None = None
 
     @property
     def readable(self) -> bool:
         return self.split is not None or self.float_type is not None
 
+    @property
+    def file_bits(self) -> float:
+        """Bits of a weight in the file."""
+        return 8 * self.nbytes / self.block
 
-def _half(blocks: Bytes, start: int) -> np.ndarray:
-    """The fp16 value at byte `start` of each block: float16 [n, 1]."""
-    return np.ascontiguousarray(blocks[:, start : start + 2]).view("<f2")
-
-
-def _nibbles(packed: Bytes) -> np.ndarray:
-    """[n, bytes] -> [n, 2, bytes]: low nibbles, then high nibbles."""
-    return np.stack((packed & 15, packed >> 4), axis=1)
-
-
-def _pairs(packed: Bytes) -> np.ndarray:
-    """[n, bytes] -> [n, 4, bytes]: the four 2-bit fields of each byte, lowest first."""
-    return np.stack((packed & 3, packed >> 2 & 3, packed >> 4 & 3, packed >> 6), axis=1)
-
-
-def _bits(packed: Bytes) -> np.ndarray:
-    """[n, bytes] -> [n, 8 * bytes] bits, lowest first."""
-    return np.unpackbits(packed, axis=1, bitorder="little")
+    @property
+    def run_bits(self) -> float:
+        """Bits of a weight as it runs, without the padding of rows to 32; as in the file for plain floats."""
+        if self.split is None:
+            return self.file_bits
+        numbers = 2 if self.has_offsets else 1
+        size = {"fp16": 16, "m8": 8, "e8m0": 8, "e4m3": 8}[self.scale_type] / self.group
+        if self.scale_type == "m8":
+            size += 16 / self.block
+        return (1.6 if self.packing == "base3" else self.bits) + numbers * size
 
 
-def _split_q4_0(blocks: Bytes) -> Parts:
-    return Parts(_nibbles(blocks[:, 2:]).reshape(-1, 32), _half(blocks, 0), None)
+def _row(
+    number: int,
+    name: str,
+    block: int,
+    nbytes: int,
+    split: Callable[[Bytes], Parts],
+    bits: int,
+    group: int,
+    levels: tuple[float, ...],
+    scale_type: str = "m8",
+    unit: float = 1.0,
+    grid: str | None = None,
+) -> TensorType:
+    return TensorType(number, name, block, nbytes, split, bits, group, levels, scale_type, unit, grid=grid)
 
 
-def _split_q4_1(blocks: Bytes) -> Parts:
-    return Parts(_nibbles(blocks[:, 4:]).reshape(-1, 32), _half(blocks, 0), _half(blocks, 2))
+def _linear(
+    number: int,
+    name: str,
+    block: int,
+    nbytes: int,
+    split: Callable[[Bytes], Parts],
+    bits: int,
+    group: int,
+    first: int,
+    has_offsets: bool = False,
+) -> TensorType:
+    """Levels first, first + 1, .. for all codes."""
+    levels = tuple(range(first, first + (1 << bits)))
+    scale_type = "m8" if block == 256 else "fp16"
+    return TensorType(number, name, block, nbytes, split, bits, group, levels, scale_type, 1.0, has_offsets)
 
 
-def _split_q5_0(blocks: Bytes) -> Parts:
-    codes = _nibbles(blocks[:, 6:]).reshape(-1, 32) | _bits(blocks[:, 2:6]) << 4
-    return Parts(codes, _half(blocks, 0), None)
-
-
-def _split_q5_1(blocks: Bytes) -> Parts:
-    codes = _nibbles(blocks[:, 8:]).reshape(-1, 32) | _bits(blocks[:, 4:8]) << 4
-    return Parts(codes, _half(blocks, 0), _half(blocks, 2))
-
-
-def _split_q8_0(blocks: Bytes) -> Parts:
-    return Parts(blocks[:, 2:] ^ 0x80, _half(blocks, 0), None)  # int8 v is the code v + 128
-
-
-def _wide(half: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """fp16 [n, 1] times small integers [n, groups], exactly: float32."""
-    with np.errstate(all="ignore"):
-        return half.astype(np.float32) * factor.astype(np.float32)
-
-
-def _split_q2_k(blocks: Bytes) -> Parts:
-    packed_scales = blocks[:, :16]
-    codes = _pairs(blocks[:, 16:80].reshape(-1, 32)).reshape(-1, 256)
-    scales = _wide(_half(blocks, 80), packed_scales & 15)
-    return Parts(codes, scales, -_wide(_half(blocks, 82), packed_scales >> 4))
-
-
-def _split_q3_k(blocks: Bytes) -> Parts:
-    low = _pairs(blocks[:, 32:96].reshape(-1, 32)).reshape(-1, 256)
-    high = np.unpackbits(blocks[:, None, :32], axis=1, bitorder="little").reshape(-1, 256)  # [n, 8, 32]
-    factors = _nibbles(blocks[:, 96:104]).reshape(-1, 16) | _pairs(blocks[:, 104:108]).reshape(-1, 16) << 4
-    return Parts(low | high << 2, _wide(_half(blocks, 108), factors.astype(np.int8) - 32), None)
-
-
-def _six_bit_pairs(packed: Bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The 12 bytes of Q4_K and Q5_K: eight 6-bit factors of the scale and eight of the minimum, [n, 8] each.
-
-    Bytes 0-3 and 4-7 hold the first four of each in their low 6 bits; their top 2 bits are the top bits of
-    the last four, whose low nibbles fill bytes 8-11."""
-    first, second, last = packed[:, :4], packed[:, 4:8], packed[:, 8:12]
-    scale = np.concatenate((first & 63, last & 15 | first >> 6 << 4), axis=1)
-    least = np.concatenate((second & 63, last >> 4 | second >> 6 << 4), axis=1)
-    return scale, least
-
-
-def _split_q4_k(blocks: Bytes) -> Parts:
-    scale, least = _six_bit_pairs(blocks[:, 4:16])
-    codes = _nibbles(blocks[:, 16:].reshape(-1, 32)).reshape(-1, 256)
-    return Parts(codes, _wide(_half(blocks, 0), scale), -_wide(_half(blocks, 2), least))
-
-
-def _split_q5_k(blocks: Bytes) -> Parts:
-    scale, least = _six_bit_pairs(blocks[:, 4:16])
-    low = _nibbles(blocks[:, 48:].reshape(-1, 32)).reshape(-1, 256)
-    high = np.unpackbits(blocks[:, None, 16:48], axis=1, bitorder="little").reshape(-1, 256)
-    return Parts(low | high << 4, _wide(_half(blocks, 0), scale), -_wide(_half(blocks, 2), least))
-
-
-def _split_q6_k(blocks: Bytes) -> Parts:
-    low = _nibbles(blocks[:, :128].reshape(-1, 64)).reshape(-1, 256)
-    high = _pairs(blocks[:, 128:192].reshape(-1, 32)).reshape(-1, 256)
-    factors = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
-    return Parts(low | high << 4, _wide(_half(blocks, 208), factors), None)
+def _ternary(number: int, name: str, nbytes: int, split: Callable[[Bytes], Parts]) -> TensorType:
+    return TensorType(number, name, 256, nbytes, split, 2, 256, (-1, 0, 1), "fp16", packing="base3")
 
 
 # Types without `split` are listed so that their tensors can be placed and named in an error.
@@ -156,37 +112,53 @@ TENSOR_TYPES: dict[int, TensorType] = {
     for row in (
         TensorType(0, "F32", 1, 4, float_type="fp32"),
         TensorType(1, "F16", 1, 2, float_type="fp16"),
-        TensorType(2, "Q4_0", 32, 18, _split_q4_0, 4, 32, -8, "fp16"),
-        TensorType(3, "Q4_1", 32, 20, _split_q4_1, 4, 32, 0, "fp16", has_offsets=True),
-        TensorType(6, "Q5_0", 32, 22, _split_q5_0, 5, 32, -16, "fp16"),
-        TensorType(7, "Q5_1", 32, 24, _split_q5_1, 5, 32, 0, "fp16", has_offsets=True),
-        TensorType(8, "Q8_0", 32, 34, _split_q8_0, 8, 32, -128, "fp16"),
-        TensorType(10, "Q2_K", 256, 84, _split_q2_k, 2, 16, 0, "fp32", has_offsets=True),
-        TensorType(11, "Q3_K", 256, 110, _split_q3_k, 3, 16, -4, "fp32"),
-        TensorType(12, "Q4_K", 256, 144, _split_q4_k, 4, 32, 0, "fp32", has_offsets=True),
-        TensorType(13, "Q5_K", 256, 176, _split_q5_k, 5, 32, 0, "fp32", has_offsets=True),
-        TensorType(14, "Q6_K", 256, 210, _split_q6_k, 6, 16, -32, "fp32"),
-        TensorType(16, "IQ2_XXS", 256, 66),
-        TensorType(17, "IQ2_XS", 256, 74),
-        TensorType(18, "IQ3_XXS", 256, 98),
-        TensorType(19, "IQ1_S", 256, 50),
-        TensorType(20, "IQ4_NL", 32, 18),
-        TensorType(21, "IQ3_S", 256, 110),
-        TensorType(22, "IQ2_S", 256, 82),
-        TensorType(23, "IQ4_XS", 256, 136),
+        _linear(2, "Q4_0", 32, 18, linear.split_q4_0, 4, 32, -8),
+        _linear(3, "Q4_1", 32, 20, linear.split_q4_1, 4, 32, 0, has_offsets=True),
+        _linear(6, "Q5_0", 32, 22, linear.split_q5_0, 5, 32, -16),
+        _linear(7, "Q5_1", 32, 24, linear.split_q5_1, 5, 32, 0, has_offsets=True),
+        _linear(8, "Q8_0", 32, 34, linear.split_q8_0, 8, 32, -128),
+        TensorType(9, "Q8_1", 32, 40),
+        _linear(10, "Q2_K", 256, 84, linear.split_q2_k, 2, 16, 0, has_offsets=True),
+        _linear(11, "Q3_K", 256, 110, linear.split_q3_k, 3, 16, -4),
+        _linear(12, "Q4_K", 256, 144, linear.split_q4_k, 4, 32, 0, has_offsets=True),
+        _linear(13, "Q5_K", 256, 176, linear.split_q5_k, 5, 32, 0, has_offsets=True),
+        _linear(14, "Q6_K", 256, 210, linear.split_q6_k, 6, 16, -32),
+        TensorType(15, "Q8_K", 256, 292),
+        _row(16, "IQ2_XXS", 256, 66, iq.split_iq2_xxs, 3, 32, iq.IQ2, unit=0.125, grid="iq2_xxs"),
+        _row(17, "IQ2_XS", 256, 74, iq.split_iq2_xs, 3, 16, iq.IQ2, unit=0.125, grid="iq2_xs"),
+        _row(18, "IQ3_XXS", 256, 98, iq.split_iq3_xxs, 4, 32, iq.IQ3_XXS, unit=0.25, grid="iq3_xxs"),
+        _row(19, "IQ1_S", 256, 50, iq.split_iq1_s, 2, 32, iq.IQ1_S, unit=0.125, grid="iq1"),
+        _row(20, "IQ4_NL", 32, 18, small.split_iq4_nl, 4, 32, small.IQ4, "fp16"),
+        _row(21, "IQ3_S", 256, 110, iq.split_iq3_s, 4, 32, iq.IQ3_S, grid="iq3_s"),
+        _row(22, "IQ2_S", 256, 82, iq.split_iq2_s, 3, 16, iq.IQ2, unit=0.125, grid="iq2_s"),
+        _row(23, "IQ4_XS", 256, 136, small.split_iq4_xs, 4, 32, small.IQ4),
         TensorType(24, "I8", 1, 1),
         TensorType(25, "I16", 1, 2),
         TensorType(26, "I32", 1, 4),
         TensorType(27, "I64", 1, 8),
         TensorType(28, "F64", 1, 8),
-        TensorType(29, "IQ1_M", 256, 56),
+        _row(29, "IQ1_M", 256, 56, iq.split_iq1_m, 3, 16, iq.IQ1_M, unit=0.125, grid="iq1"),
         TensorType(30, "BF16", 1, 2, float_type="bf16"),
-        TensorType(34, "TQ1_0", 256, 54),
-        TensorType(35, "TQ2_0", 256, 66),
-        TensorType(39, "MXFP4", 32, 17),
-        TensorType(40, "NVFP4", 64, 36),
-        TensorType(41, "Q1_0", 128, 18),
+        _ternary(34, "TQ1_0", 54, small.split_tq1_0),
+        _ternary(35, "TQ2_0", 66, small.split_tq2_0),
+        _row(39, "MXFP4", 32, 17, small.split_mxfp4, 4, 32, small.E2M1, "e8m0", unit=0.5),
+        _row(40, "NVFP4", 64, 36, small.split_nvfp4, 4, 16, small.E2M1, "e4m3", unit=0.5),
+        _row(41, "Q1_0", 128, 18, small.split_q1_0, 1, 128, (-1, 1), "fp16"),
     )
+}
+# Numbers that ggml used once, or that are not meant for files; for the error.
+_FORMER = {
+    4: "Q4_2, which ggml removed in 2023",
+    5: "Q4_3, which ggml removed in 2023",
+    **dict.fromkeys(
+        (31, 32, 33), "a repacked Q4_0 (Q4_0_4_4 and the like), which ggml makes at load time now"
+    ),
+    **dict.fromkeys((36, 37, 38), "a repacked IQ4_NL, which ggml makes at load time now"),
+}
+_WHY = {
+    "Q8_1": "it holds activations, not weights",
+    "Q8_K": "it holds activations, not weights",
+    **dict.fromkeys(("I8", "I16", "I32", "I64", "F64"), "it is no type of weights"),
 }
 
 
@@ -194,15 +166,20 @@ def tensor_type(number: int, operation: str) -> TensorType:
     """The type with ggml's `number`; UnsupportedError beginning with `operation` when it is unknown."""
     kind = TENSOR_TYPES.get(number)
     if kind is None:
-        raise UnsupportedError(f"{operation} has the unknown type {number}; lowbit reads {_readable_names()}")
+        what = f": {_FORMER[number]}" if number in _FORMER else ""
+        raise UnsupportedError(
+            f"{operation} has the unknown type {number}{what}; lowbit reads {_readable_names()}: quantize "
+            "the model again"
+        )
     return kind
 
 
 def check_readable(kind: TensorType, operation: str) -> None:
     """Raise UnsupportedError beginning with `operation` unless `kind` can be decoded."""
     if not kind.readable:
+        why = f" ({_WHY[kind.name]})" if kind.name in _WHY else ""
         raise UnsupportedError(
-            f"{operation}: type {kind.name} has no decoder; lowbit reads {_readable_names()}: convert it"
+            f"{operation}: type {kind.name} has no decoder{why}; lowbit reads {_readable_names()}: convert it"
         )
 
 
@@ -219,18 +196,39 @@ def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
     if kind.float_type is not None:
         return widened(raw.view(STORED[kind.float_type]), kind.float_type).reshape(-1)
     parts = split(raw, kind)
-    groups = kind.block // kind.group
-    weights = parts.codes.reshape(-1, groups, kind.group).astype(np.float32)
+    levels = np.zeros(1 << kind.bits, np.float32)
+    levels[: len(kind.levels)] = kind.levels
+    if kind.name == "TQ2_0":
+        levels[3] = 2
+    weights = levels[parts.codes].reshape(-1, kind.block // kind.group, kind.group)
     with np.errstate(all="ignore"):  # a damaged scale may be NaN or infinite; whoever uses the weights checks
-        weights += np.float32(kind.base)
-        weights *= parts.scales.astype(np.float32)[:, :, None]
+        weights *= scale_values(parts, kind)[:, :, None]
         if parts.offsets is not None:
-            weights += parts.offsets.astype(np.float32)[:, :, None]
+            offsets = parts.offsets.astype(np.float32)
+            if parts.offset_factors is not None:
+                offsets = offsets * parts.offset_factors.astype(np.float32)
+            weights += offsets[:, :, None]
     return weights.reshape(-1)
 
 
+# As ggml reads them: 255 is 2^128 (times a unit of 1/2), and of e4m3 480.
+_E8M0 = np.ldexp(1.0, np.arange(256) - 127)
+_E4M3 = np.array([np.ldexp((8.0 if e else 0.0) + m, (e or 1) - 10) for e in range(16) for m in range(8)] * 2)
+
+
+def scale_values(parts: Parts, kind: TensorType) -> np.ndarray:
+    """The scale of each group with the type's unit, exactly: float32 [n, groups]."""
+    if kind.scale_type in ("e8m0", "e4m3"):
+        table = _E8M0 if kind.scale_type == "e8m0" else _E4M3
+        return (table * kind.unit).astype(np.float32)[parts.scales]
+    scales = parts.scales.astype(np.float32)
+    if parts.factors is not None:
+        scales = scales * parts.factors.astype(np.float32)
+    return scales * np.float32(kind.unit)
+
+
 def split(raw: np.ndarray, kind: TensorType) -> Parts:
-    """Take the bytes of whole blocks apart into codes, scales and offsets.
+    """Take the bytes of whole blocks apart into codes, scales, offsets and factors.
 
     raw: uint8, a multiple of kind.nbytes. Raises UnsupportedError for a type without a decoder.
     """
