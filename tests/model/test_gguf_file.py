@@ -2,13 +2,14 @@
 
 import struct
 import time
+import tracemalloc
 
 import gguf
 import numpy as np
 import pytest
 
 from lowbit.errors import CheckpointError, UnsupportedError
-from lowbit.model import gguf_file
+from lowbit.model import gguf_cursor
 from lowbit.model.gguf_file import GGUFFile
 
 from .gguf_bytes import NUMBERS, assemble, entry, pair, string, typed
@@ -146,7 +147,8 @@ UNSUPPORTED = {
     "version 4": (assemble([], version=4), "version 4"),
     "big endian": (assemble([], version=3 << 24), "big-endian"),
     "unknown type": (assemble([], [entry("t", (8,), 99, 0)], F32), "unknown type 99"),
-    "split": (assemble([pair("split.count", "u16", 3)]), "one of 3 parts"),
+    "unknown type of former times": (assemble([], [entry("t", (8,), 4, 0)], F32), "Q4_2, which ggml removed"),
+    "split": (assemble([pair("split.count", "u16", 3)]), "one of 3 parts .* NAME-00001-of-00003.gguf"),
 }
 
 
@@ -173,13 +175,92 @@ def test_every_truncation(opened):
 
 
 def test_items_are_bounded(opened, monkeypatch):
-    monkeypatch.setattr(gguf_file, "MAX_ITEMS", 10)
+    monkeypatch.setattr(gguf_cursor, "MAX_ITEMS", 10)
     opened(assemble([pair("a", "[str]", [""] * 9)]))
     with pytest.raises(CheckpointError, match="more than 10 items"):
         opened(assemble([pair("a", "[str]", [""] * 10)]))
-    monkeypatch.setattr(gguf_file, "MAX_ARRAY_BYTES", 64)
+    monkeypatch.setattr(gguf_cursor, "MAX_ARRAY_BYTES", 64)
     with pytest.raises(CheckpointError, match="takes 80 bytes, 64 are allowed"):
         opened(assemble([pair("a", "[u64]", [0] * 10)]))
+
+
+def test_metadata_takes_little_more_memory_than_bytes(opened):
+    """Of many small items: strings, truth values, numbers, and arrays in arrays, each a mebibyte."""
+    for kind, value in (("[str]", [""] * 131072), ("[bool]", [1] * 2**20), ("[u8]", [0] * 2**20)):
+        raw = assemble([pair("k", kind, value)])
+        tracemalloc.start()
+        try:
+            file = opened(raw)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 3 * len(raw), kind
+        file.close()
+    nested = string("k") + struct.pack("<IIQ", 9, 9, 70000) + struct.pack("<IQ", 0, 0) * 70000
+    with pytest.raises(CheckpointError, match="more than 65536 arrays in arrays"):
+        opened(assemble([nested]))
+
+
+def split_files(folder, count=3, **changes):
+    """A model of `count` parts with one tensor each; changes: part number -> its metadata instead."""
+    paths = []
+    for number in range(count):
+        pairs = [pair("split.no", "u16", number), pair("split.count", "u16", count)]
+        pairs += [pair("split.tensors.count", "i32", count)]
+        if number == 0:
+            pairs += [pair("general.architecture", "str", "llama")]
+        values = np.full(8, number, "<f4")
+        raw = assemble(
+            changes.get(f"part{number}", pairs), [entry(f"t{number}", (8,), 0, 0)], values.tobytes()
+        )
+        paths.append(folder / f"big model-{number + 1:05}-of-{count:05}.gguf")
+        paths[-1].write_bytes(raw)
+    return paths
+
+
+def test_split_files_open_by_any_part(tmp_path):
+    paths = split_files(tmp_path)
+    for path in paths:
+        with GGUFFile(path) as file:
+            assert file.paths == paths and file.metadata["general.architecture"] == "llama"
+            assert [file.data(f"t{n}").view("<f4")[0] for n in range(3)] == [0, 1, 2]
+            file.forget("t2")
+
+
+def test_split_files_that_do_not_fit_are_named(tmp_path):
+    paths = split_files(tmp_path)
+    content = paths[1].read_bytes()
+    paths[1].unlink()
+    with pytest.raises(CheckpointError, match=r"big model-00002-of-00003.gguf is not beside it"):
+        GGUFFile(paths[0])
+    paths[1].write_bytes(paths[2].read_bytes())
+    with pytest.raises(CheckpointError, match="part 3 of 3, its name says 2 of 3"):
+        GGUFFile(paths[0])
+    paths[1].write_bytes(content)
+    paths[0].rename(tmp_path / "other.gguf")
+    with pytest.raises(UnsupportedError, match="by its name the others cannot be found"):
+        GGUFFile(tmp_path / "other.gguf")
+    header = [pair("split.no", "u16", 0), pair("split.count", "u16", 2)]
+    for pairs, message in (
+        ([*header, pair("split.tensors.count", "i32", 7)], "hold 2 tensors, split.tensors.count says 7"),
+        ([*header[:1], pair("split.count", "u16", 3)], "be found"),
+    ):
+        with pytest.raises((CheckpointError, UnsupportedError), match=message):
+            GGUFFile(split_files(tmp_path, 2, part0=pairs)[0])
+    paths = split_files(tmp_path, 2)
+    paths[1].write_bytes(paths[1].read_bytes().replace(b"t1", b"t0"))
+    with pytest.raises(CheckpointError, match="'t0' is in another part, too"):
+        GGUFFile(paths[0])
+
+
+def test_unknown_types_can_be_listed(tmp_path):
+    """For whoever explains a file that cannot run."""
+    path = tmp_path / "new.gguf"
+    path.write_bytes(assemble([], [entry("a", (8,), 0, 0), entry("b", (64,), 777, 32)], F32 + b"?" * 40))
+    with GGUFFile(path, unknown_types=True) as file:
+        assert (file.tensors["b"].type, file.tensors["b"].nbytes, file.tensors["b"].shape) == (777, 0, (64,))
+    with pytest.raises(UnsupportedError, match="unknown type 777"):
+        GGUFFile(path)
 
 
 def test_missing_file_and_directory(tmp_path):

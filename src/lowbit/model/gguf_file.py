@@ -7,11 +7,11 @@ A GGUF file of version 2 or 3 is little endian:
     tensor_count x {name string, n_dims u32, dims u64[n_dims] (fastest first), type u32, offset u64}
     zero padding to a multiple of `general.alignment` (default 32), then the tensor data
 
-A string is a u64 length and that many UTF-8 bytes; an array is {type u32, count u64, values}.
-Source: the GGUF specification, docs/gguf.md of the ggml project.
+A string is a u64 length and that many UTF-8 bytes; an array is {type u32, count u64, values}. A large model
+may be split in files NAME-00001-of-00003.gguf and so on; the first holds the metadata.
+Source: the GGUF specification, docs/gguf.md of the ggml project, and its gguf-split for the parts.
 
-The file is memory-mapped, so opening costs only the metadata. Nothing is allocated from a count that the
-file merely claims: a count is first held against the bytes that are left.
+The files are memory-mapped, so opening costs only the metadata.
 """
 
 from __future__ import annotations
@@ -20,89 +20,78 @@ import contextlib
 import itertools
 import mmap
 import os
-import struct
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from lowbit.errors import CheckpointError, UnsupportedError
-from lowbit.model.gguf_types import tensor_type
+from lowbit.model.gguf_cursor import MAX_KEY_BYTES, Cursor
+from lowbit.model.gguf_types import TENSOR_TYPES, tensor_type
 
 MAX_DIMENSIONS = 4  # of a tensor, by the specification
-MAX_NESTING = 4  # arrays of arrays
-MAX_STRING_BYTES = 1 << 24
-MAX_KEY_BYTES = (1 << 16) - 1  # by the specification
-MAX_ARRAY_BYTES = 1 << 28  # of one array of numbers
 MAX_ALIGNMENT = 1 << 20
-MAX_ITEMS = 1 << 22  # strings, keys, tensors and inner arrays in all: bounds the time that opening can take
 MIN_PAIR_BYTES = 8 + 4 + 1
 MIN_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8
-
-_U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
-_STRING, _ARRAY, _BOOL = 8, 9, 7
-_NUMBERS: dict[int, np.dtype] = {
-    0: np.dtype("<u1"),
-    1: np.dtype("<i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    _BOOL: np.dtype("<u1"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class GGUFTensor:
     """Where one tensor lies: `shape` is slowest first ([out_features, in_features]), `start` counts from the
-    beginning of the file, `type` is the number of its block type."""
+    beginning of file number `part`, `type` is the number of its block type. nbytes is 0 where the type is
+    unknown."""
 
     name: str
     shape: tuple[int, ...]
     type: int
     start: int
     nbytes: int
+    part: int = 0
 
 
 class GGUFFile:
-    """A checked, memory-mapped GGUF file.
+    """A checked, memory-mapped GGUF file, or all files of a split one, whichever of them `path` names.
 
     metadata: dict of key -> bool, int, float, str, list of str, NumPy array of numbers, or list of arrays.
     tensors: dict of name -> GGUFTensor, in file order.
-    Raises CheckpointError for a damaged or hostile file and UnsupportedError for a version, byte order,
-    split or tensor type that lowbit cannot read.
+    unknown_types: take tensors of types that lowbit does not know into the table instead of refusing them;
+        they have no data.
+    Raises CheckpointError for a damaged or hostile file and UnsupportedError for a version, byte order
+    or tensor type that lowbit cannot read.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, unknown_types: bool = False):
         self.path = Path(path)
+        self._parts = [_Part(self.path, unknown_types)]
         try:
-            with open(self.path, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < 24:
-                    raise CheckpointError(
-                        f"open {self.path}: {size} bytes, less than the 24 of a GGUF header; fetch it again"
-                    )
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise CheckpointError(f"open {self.path}: {error.strerror or error}; check the path") from error
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, GGUFTensor] = {}
-        try:
-            self._parse(_Cursor(self._map, self.path))
+            if int_or(self._parts[0].metadata.get("split.count"), 1) > 1:
+                self._parts = _all_parts(self._parts[0], unknown_types)
+            self.metadata = self._parts[0].metadata
+            self.tensors: dict[str, GGUFTensor] = {}
+            for number, part in enumerate(self._parts):
+                for name, tensor in part.tensors.items():
+                    if name in self.tensors:
+                        raise CheckpointError(
+                            f"open {part.path}: tensor {name!r} is in another part, too; names must be unique"
+                        )
+                    self.tensors[name] = replace(tensor, part=number)
+            self._check_split()
         except BaseException:
             self.close()
             raise
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files, in order."""
+        return [part.path for part in self._parts]
+
     def data(self, name: str) -> np.ndarray:
         """The bytes of tensor `name` as they lie in the file: a read-only uint8 view of the mapping."""
         tensor = self.tensors[name]
-        return np.frombuffer(self._map, np.uint8, tensor.nbytes, tensor.start)
+        return np.frombuffer(self._parts[tensor.part].map, np.uint8, tensor.nbytes, tensor.start)
 
     def forget(self, name: str) -> None:
         """Let the pages of tensor `name` go from this process; they come back from the file when read again.
@@ -113,12 +102,12 @@ class GGUFFile:
         first = -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
         length = (tensor.start + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, length)
+            self._parts[tensor.part].map.madvise(mmap.MADV_DONTNEED, first, length)
 
     def close(self) -> None:
-        """Release the mapping; views given out by `data` keep it alive until they go."""
-        with contextlib.suppress(BufferError):  # a view is in use: the last one to go frees the mapping
-            self._map.close()
+        """Release the mappings; views given out by `data` keep them alive until they go."""
+        for part in self._parts:
+            part.close()
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -126,7 +115,79 @@ class GGUFFile:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def _parse(self, cursor: _Cursor) -> None:
+    def _check_split(self) -> None:
+        told = int_or(self.metadata.get("split.tensors.count"), len(self.tensors))
+        if len(self._parts) > 1 and told != len(self.tensors):
+            raise CheckpointError(
+                f"open {self.path}: the {len(self._parts)} parts hold {len(self.tensors)} tensors, "
+                f"split.tensors.count says {told}; parts of different models are mixed: fetch them again"
+            )
+
+
+def _all_parts(found: _Part, unknown_types: bool) -> list[_Part]:
+    """Every part of a split file of which one is open; that one is closed and opened again in its place."""
+    count, path = int_or(found.metadata.get("split.count"), 0), found.path
+    found.close()
+    match = _PART.fullmatch(path.name)
+    if match is None or int(match[3]) != count:
+        raise UnsupportedError(
+            f"open {path}: this is one of {count} parts of a split GGUF, and by its name the others cannot "
+            f"be found: call them NAME-00001-of-{count:05}.gguf and so on, or join them with "
+            "`llama-gguf-split --merge`"
+        )
+    paths = [path.with_name(f"{match[1]}-{number + 1:05}-of-{count:05}.gguf") for number in range(count)]
+    missing = next((part for part in paths if not part.is_file()), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"open {path}: this is one of {count} parts of a split GGUF, and {missing.name} is not beside "
+            "it: fetch it"
+        )
+    parts: list[_Part] = []
+    try:
+        for number, part in enumerate(paths):
+            parts.append(_Part(part, unknown_types))
+            said = [int_or(parts[-1].metadata.get(key), -1) for key in ("split.no", "split.count")]
+            if said != [number, count]:
+                raise CheckpointError(
+                    f"open {part}: it says that it is part {said[0] + 1} of {said[1]}, its name says "
+                    f"{number + 1} of {count}: fetch it again"
+                )
+    except BaseException:
+        for opened in parts:
+            opened.close()
+        raise
+    return parts
+
+
+class _Part:
+    """One file: its mapping, metadata and tensors."""
+
+    def __init__(self, path: Path, unknown_types: bool):
+        self.path = path
+        self.unknown_types = unknown_types
+        try:
+            with open(self.path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < 24:
+                    raise CheckpointError(
+                        f"open {self.path}: {size} bytes, less than the 24 of a GGUF header; fetch it again"
+                    )
+                self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise CheckpointError(f"open {self.path}: {error.strerror or error}; check the path") from error
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, GGUFTensor] = {}
+        try:
+            self._parse(Cursor(self.map, self.path))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a view is in use: the last one to go frees the mapping
+            self.map.close()
+
+    def _parse(self, cursor: Cursor) -> None:
         n_tensors, n_pairs = self._header(cursor)
         for _ in range(n_pairs):
             key = cursor.string("a metadata key", MAX_KEY_BYTES)
@@ -135,15 +196,10 @@ class GGUFFile:
                     f"metadata key {key[:80]!r} is {'repeated' if key else 'empty'}; keys must be unique"
                 )
             self.metadata[key] = cursor.value(cursor.u32(f"the type of {key!r}"), key, 0)
-        if int_or(self.metadata.get("split.count"), 1) > 1:
-            raise UnsupportedError(
-                f"open {self.path}: this is one of {self.metadata['split.count']} parts of a split GGUF; "
-                "join them with `llama-gguf-split --merge` first"
-            )
         raw = [self._tensor_entry(cursor) for _ in range(n_tensors)]
         self._place(raw, cursor)
 
-    def _header(self, cursor: _Cursor) -> tuple[int, int]:
+    def _header(self, cursor: Cursor) -> tuple[int, int]:
         """Check magic and version, and hold both counts against the size of the file."""
         magic = cursor.take(4, "the magic")
         if magic != b"GGUF":
@@ -160,7 +216,7 @@ class GGUFFile:
         cursor.reserve(n_tensors, MIN_TENSOR_BYTES, "tensors")
         return n_tensors, n_pairs
 
-    def _tensor_entry(self, cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
+    def _tensor_entry(self, cursor: Cursor) -> tuple[str, tuple[int, ...], int, int]:
         name = cursor.string("a tensor name", MAX_KEY_BYTES)
         n_dims = cursor.u32(f"the dimensions of tensor {name!r}")
         if not 1 <= n_dims <= MAX_DIMENSIONS:
@@ -168,7 +224,7 @@ class GGUFFile:
         dims = tuple(cursor.u64(f"the shape of tensor {name!r}") for _ in range(n_dims))
         return name, dims[::-1], cursor.u32(f"the type of {name!r}"), cursor.u64(f"the offset of {name!r}")
 
-    def _place(self, raw: list[tuple[str, tuple[int, ...], int, int]], cursor: _Cursor) -> None:
+    def _place(self, raw: list[tuple[str, tuple[int, ...], int, int]], cursor: Cursor) -> None:
         """Turn relative offsets into checked, non-overlapping ranges of the file."""
         alignment = int_or(self.metadata.get("general.alignment"), 32)
         if not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -177,6 +233,9 @@ class GGUFFile:
         for name, shape, number, offset in raw:
             if name in self.tensors:
                 cursor.fail(f"tensor {name!r} is listed twice; names must be unique")
+            if self.unknown_types and number not in TENSOR_TYPES:
+                self.tensors[name] = GGUFTensor(name, shape, number, base + offset, 0)
+                continue
             kind = tensor_type(number, f"open {self.path}: tensor {name!r}")
             elements = 1
             for dim in shape:
@@ -209,116 +268,3 @@ class GGUFFile:
 def int_or(value: Any, default: int) -> int:
     """`value` where it is an integer (not a bool), else `default`."""
     return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-class _Cursor:
-    """A position in the mapped file; each read is checked against its end."""
-
-    def __init__(self, buffer: mmap.mmap, path: Path):
-        self.buffer, self.path = buffer, path
-        self.size = len(buffer)
-        self.position = 0
-        self.items = 0
-
-    def fail(self, problem: str) -> NoReturn:
-        raise CheckpointError(f"open {self.path}: {problem}")
-
-    def reserve(self, count: int, least_bytes: int, what: str, objects: bool = True) -> None:
-        """Refuse a count that the rest of the file cannot hold, or that would take unreasonable time."""
-        left = self.size - self.position
-        if count * least_bytes > left:
-            self.fail(
-                f"{count} {what} need at least {count * least_bytes} bytes, {left} are left; "
-                "the file is truncated or damaged: fetch it again"
-            )
-        if objects:
-            self.items += count
-            if self.items > MAX_ITEMS:
-                self.fail(
-                    f"{count} {what}: more than {MAX_ITEMS} items of metadata; the file is damaged or hostile"
-                )
-
-    def take(self, count: int, what: str) -> bytes:
-        start, end = self.position, self.position + count
-        if end > self.size:
-            self.fail(
-                f"{what} takes {count} bytes at {start}, the file has {self.size}: truncated, fetch it again"
-            )
-        self.position = end
-        return self.buffer[start:end]
-
-    def u32(self, what: str) -> int:
-        return _U32.unpack(self.take(4, what))[0]
-
-    def u64(self, what: str) -> int:
-        return _U64.unpack(self.take(8, what))[0]
-
-    def string(self, what: str, limit: int) -> str:
-        length = self.u64(what)
-        if length > limit:
-            self.fail(f"{what} is {length} bytes long, {limit} are allowed; the file is damaged")
-        try:
-            return self.take(length, what).decode("utf-8")
-        except UnicodeDecodeError as error:
-            self.fail(f"{what} at byte {self.position - length} is not UTF-8 ({error.reason})")
-
-    def value(self, kind: int, key: str, depth: int) -> Any:
-        if kind == _STRING:
-            return self.string(f"metadata {key!r}", MAX_STRING_BYTES)
-        if kind == _ARRAY:
-            return self.array(key, depth + 1)
-        number = self.numbers(kind, 1, key)[0].item()
-        return bool(number) if kind == _BOOL else number
-
-    def array(self, key: str, depth: int) -> Any:
-        if depth > MAX_NESTING:
-            self.fail(
-                f"metadata {key!r} nests arrays deeper than {MAX_NESTING}; the file is damaged or hostile"
-            )
-        kind, count = self.u32(f"metadata {key!r}"), self.u64(f"metadata {key!r}")
-        if kind == _STRING:
-            self.reserve(count, 8, f"strings of {key!r}")
-            return self.strings(count, key)
-        if kind == _ARRAY:
-            self.reserve(count, 12, f"arrays of {key!r}")
-            return [self.array(key, depth + 1) for _ in range(count)]
-        values = self.numbers(kind, count, key)
-        return values.astype(bool) if kind == _BOOL else values
-
-    def numbers(self, kind: int, count: int, key: str) -> np.ndarray:
-        """`count` numbers as a fresh array; booleans must be 0 or 1."""
-        dtype = _NUMBERS.get(kind)
-        if dtype is None:
-            self.fail(f"metadata {key!r} has value type {kind}, 0 to 12 are defined; the file is damaged")
-        self.reserve(count, dtype.itemsize, f"values of {key!r}", objects=False)
-        if count * dtype.itemsize > MAX_ARRAY_BYTES:
-            self.fail(f"metadata {key!r} takes {count * dtype.itemsize} bytes, {MAX_ARRAY_BYTES} are allowed")
-        values = np.frombuffer(self.take(count * dtype.itemsize, key), dtype)
-        if kind == _BOOL and values.size and values.max() > 1:
-            self.fail(f"metadata {key!r} holds the byte {values.max()} as a truth value, 0 and 1 are defined")
-        return values
-
-    def strings(self, count: int, key: str) -> list[str]:
-        """`count` strings. A vocabulary has 50,000 or more, so this loop does the least that is safe: a
-        length is checked before its use, the end of the file once, behind the last string."""
-        buffer, position, unpack = self.buffer, self.position, _U64.unpack_from
-        parts: list[bytes] = []
-        append = parts.append
-        try:
-            for _ in range(count):
-                (length,) = unpack(buffer, position)
-                if length > MAX_STRING_BYTES:
-                    self.fail(f"a string of {key!r} is {length} bytes long, {MAX_STRING_BYTES} are allowed")
-                position += 8
-                end = position + length
-                append(buffer[position:end])
-                position = end
-        except struct.error:
-            position = self.size + 1
-        if position > self.size:
-            self.fail(f"the strings of {key!r} run beyond the {self.size} bytes: truncated, fetch it again")
-        self.position = position
-        try:
-            return [part.decode() for part in parts]
-        except UnicodeDecodeError as error:
-            self.fail(f"a string of {key!r} is not UTF-8 ({error.reason})")
