@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 
+from lowbit.model.gguf_types import TENSOR_TYPES
+
 NUMBERS = {"u8": (0, "B"), "i8": (1, "b"), "u16": (2, "H"), "i16": (3, "h"), "u32": (4, "I"), "i32": (5, "i")}
 NUMBERS |= {"f32": (6, "f"), "bool": (7, "B"), "u64": (10, "Q"), "i64": (11, "q"), "f64": (12, "d")}
 
@@ -63,7 +65,7 @@ def assemble(
 
 def model_bytes(pairs: list[bytes], tensors: dict[str, tuple[int, np.ndarray]]) -> bytes:
     """A file of whole tensors: name -> (ggml type number, array of float32 or raw uint8 [rows, bytes])."""
-    blocks = {0: (1, 4), 1: (1, 2), 30: (1, 2), 2: (32, 18), 3: (32, 20), 8: (32, 34), 12: (256, 144)}
+    blocks = {kind.number: (kind.block, kind.nbytes) for kind in TENSOR_TYPES.values()}
     entries, data = [], b""
     for name, (kind, array) in tensors.items():
         block, nbytes = blocks[kind]

@@ -15,6 +15,7 @@ from lowbit.model.gguf_config import architecture_of, transformers_config
 from lowbit.model.gguf_file import GGUFFile, GGUFTensor
 from lowbit.model.gguf_matrix import matrix_from_gguf
 from lowbit.model.gguf_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, is_shifted_norm
+from lowbit.model.gguf_scales import TensorScales
 from lowbit.model.gguf_types import TENSOR_TYPES, TensorType, check_readable, decode
 from lowbit.model.sources import Source, sources
 from lowbit.model.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ class GGUFCheckpoint:
         self._arena = Arena()
         try:
             self._architecture = architecture_of(self._file.metadata, str(path))
+            self._scales = TensorScales(self._file)
         except BaseException:
             self.close()
             raise
@@ -51,7 +53,7 @@ class GGUFCheckpoint:
             self._file.metadata,
             str(self.path),
             vocab_size=embedding.shape[0],
-            tensors=self._file.tensors.keys(),
+            tensors=self._file.tensors.keys() - self._scales.names,
             vectors=self._rope_factors(),
         )
         return from_transformers(fields, where=str(self.path))
@@ -82,6 +84,8 @@ class GGUFCheckpoint:
         self._file.forget(tensor.name)
         if self._architecture.norm_shift and is_shifted_norm(name):
             values = values - np.float32(self._architecture.norm_shift)
+        if (scale := self._scales.of(tensor.name, source.expert)) != 1:
+            values = values * np.float32(scale)
         return values if order is None else values[order]
 
     def matrix(self, name: str) -> PackedMatrix:
@@ -91,7 +95,8 @@ class GGUFCheckpoint:
             raise CheckpointError(
                 f"load {self.path}: {name} has shape {list(shape)}; a matrix has two dimensions"
             )
-        matrix = matrix_from_gguf(raw, self._type(tensor), *shape, order, self._arena)
+        scale = self._scales.of(tensor.name, source.expert)
+        matrix = matrix_from_gguf(raw, self._type(tensor), *shape, order, self._arena, scale)
         self._file.forget(tensor.name)
         return matrix
 
@@ -113,7 +118,8 @@ class GGUFCheckpoint:
 
     @cached_property
     def _sources(self) -> dict[str, Source]:
-        found = sources(self.config, self._file.tensors, self._architecture.names)
+        weights = [name for name in self._file.tensors if name not in self._scales.names]
+        found = sources(self.config, weights, self._architecture.names)
         unknown = [name for name, source in found.items() if name == source.stored]
         if unknown:
             listed = ", ".join(unknown[:5])
