@@ -1,20 +1,20 @@
-"""`lowbit inspect`: the description, the tensors and the formats of a model, without running it."""
+"""`lowbit inspect`: the description, the tensors and the formats of a model, and what of it runs."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowbit.cli import options, output
 from lowbit.cli.pull import locate
 
 if TYPE_CHECKING:
-    from lowbit.model.checkpoint import Checkpoint
+    from lowbit.model.inspection import Entry, Inspection
 
-BAR_WIDTH = 40
+BAR_WIDTH = 30
 # Shown first; the rest of the description is in --json.
 FIELDS = (
     ("layers", "n_layers"),
@@ -31,67 +31,89 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
-    from lowbit.model.checkpoint import open_checkpoint
+    from lowbit.model.inspection import inspect_model
 
     path = locate(args.model)
-    with open_checkpoint(path) as checkpoint:
-        tensors = [_tensor(checkpoint, name) for name in checkpoint.names()]
-        tokenizer = checkpoint.tokenizer()
-        result = {
-            "path": str(path),
-            "kind": checkpoint.kind,
-            "config": dataclasses.asdict(checkpoint.config),
-            "chat_template": bool(tokenizer and tokenizer.chat_template),
-            "tokenizer_size": tokenizer.vocab_size if tokenizer else None,
-            "quantization": _quantization(checkpoint),
-        }
-    weights = sum(t["weights"] for t in tensors)
-    n_bytes = sum(t["bytes"] for t in tensors)
+    found = inspect_model(path)
+    weights, n_bytes = sum(e.weights for e in found.entries), sum(e.bytes for e in found.entries)
+    run = [entry.run_bytes for entry in found.entries if entry.run_bytes is not None]
+    all_run = bool(run) and len(run) == len(found.entries)
     return {
-        **result,
+        "path": str(path),
+        "kind": found.kind,
+        "runs": not found.problems,
+        "problems": found.problems,
+        "notes": found.notes,
+        "files": found.files,
+        "metadata": found.metadata,
+        "config": found.config,
+        "chat_template": found.chat_template,
+        "tokenizer_size": found.tokenizer_size,
+        "quantization": _quantization(found),
         "weights": weights,
         "bits_per_weight": 8 * n_bytes / weights if weights else 0.0,
-        "size_bytes": output.size_bytes(path),
-        "formats": _histogram(tensors),
-        "tensors": tensors,
+        "run_bits_per_weight": 8 * sum(run) / weights if weights and all_run else None,
+        "size_bytes": _size(path, found),
+        "formats": _histogram(found.entries),
+        "tensors": [_tensor(entry) for entry in found.entries],
     }
 
 
-def _quantization(checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """How a lowbit directory was made and is run; None for other checkpoints."""
+def _size(path: Path, found: Inspection) -> int:
+    if path.is_file() and len(found.files) > 1:  # parts of one model
+        return sum(output.size_bytes(path.with_name(name)) for name in found.files)
+    return output.size_bytes(path)
+
+
+def _quantization(found: Inspection) -> dict[str, Any] | None:
+    """How a lowbit directory was made and is run; of others what their quantization_config says."""
+    if found.kind != "lowbit" or found.config is None:
+        return found.quantization
     from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
 
-    if not isinstance(checkpoint, LowbitCheckpoint):
-        return None
-    details = checkpoint.details
+    with LowbitCheckpoint(found.path) as checkpoint:
+        details = checkpoint.details
     scheme = details.get("scheme") or {}
     kept = {key: details.get(key) for key in ("method", "source", "calibration", "measured")}
     return {**kept, "activations": scheme.get("activations"), "kv_bits": scheme.get("kv_bits")}
 
 
-def _tensor(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
-    from lowbit.model.gguf_types import TENSOR_TYPES
-
-    bits = {kind.name: 8 * kind.nbytes / kind.block for kind in TENSOR_TYPES.values()}
-    shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
-    count = math.prod(shape)
-    if dtype in bits:
-        n_bytes = round(count * bits[dtype] / 8)
-    else:
-        n_bytes = checkpoint.matrix(name).nbytes
+def _tensor(entry: Entry) -> dict[str, Any]:
+    size = entry.run_bytes
     return {
-        "name": name,
-        "format": dtype,
-        "shape": list(shape),
-        "weights": count,
-        "bytes": n_bytes,
-        "bits_per_weight": 8 * n_bytes / count if count else 0.0,
+        "name": entry.name,
+        "format": entry.format,
+        "shape": entry.shape,
+        "weights": entry.weights,
+        "bytes": entry.bytes,
+        "bits_per_weight": entry.bits_per_weight,
+        "run_bits_per_weight": None if size is None or not entry.weights else 8 * size / entry.weights,
+        "runs_as": entry.runs_as,
+        "kernel": entry.kernel,
     }
 
 
-def _made(made: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _histogram(entries: list[Entry]) -> list[dict[str, Any]]:
+    """Per format and way to run: tensors, weights, bytes; the largest first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in entries:
+        start = {"format": entry.format, "tensors": 0, "weights": 0, "bytes": 0, "run_bytes": 0.0}
+        row = found.setdefault((entry.format, entry.runs_as), start)
+        row |= {"runs_as": entry.runs_as, "kernel": entry.kernel}
+        row["tensors"] += 1
+        row["weights"] += entry.weights
+        row["bytes"] += entry.bytes
+        size = entry.run_bytes
+        row["run_bytes"] = None if size is None or row["run_bytes"] is None else row["run_bytes"] + size
+    return sorted(found.values(), key=lambda row: (-row["bytes"], -row["weights"]))
+
+
+def _made(result: dict[str, Any]) -> list[tuple[str, str]]:
+    made = result["quantization"]
     if made is None:
         return []
+    if result["kind"] != "lowbit" or "method" not in made:
+        return [("quantized by", str(made.get("quant_method", "no quant_method"))[:80])]
     rows = [("made", f"from {made['source']} by {made['method']}")]
     if made["activations"]:
         rows.append(
@@ -103,51 +125,69 @@ def _made(made: dict[str, Any] | None) -> list[tuple[str, str]]:
     return rows
 
 
-def _histogram(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per format: tensors, weights, bytes; the largest first."""
-    found: dict[str, dict[str, Any]] = {}
-    for t in tensors:
-        entry = found.setdefault(t["format"], {"format": t["format"], "tensors": 0, "weights": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["weights"] += t["weights"]
-        entry["bytes"] += t["bytes"]
-    return sorted(found.values(), key=lambda entry: -entry["bytes"])
+def _network(result: dict[str, Any]) -> list[tuple[str, str]]:
+    config = result["config"]
+    if config is None:
+        said = result["metadata"]
+        family = said.get("general.architecture") or ", ".join(said.get("architectures", [])) or "not stated"
+        return [("network", f"{family}, which is not described here")]
+    heads = f"{config['n_heads']} of {config['head_dim']}, {config['n_kv_heads']} for keys and values"
+    rows = [("network", config["family"])]
+    rows += [(label, f"{config[key]:,}") for label, key in FIELDS]
+    if config.get("n_experts"):
+        rows.append(("experts", f"{config['experts_per_token']} of {config['n_experts']} for each token"))
+    return [*rows, ("heads", heads)]
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    config = result["config"]
-    heads = f"{config['n_heads']} of {config['head_dim']}, {config['n_kv_heads']} for keys and values"
     vocabulary = "none" if result["tokenizer_size"] is None else f"{result['tokenizer_size']:,} tokens"
+    parts = f", {len(result['files'])} files" if len(result["files"]) > 1 else ""
     rows = [
-        ("model", f"{result['path']} ({result['kind']}, {config['family']})"),
-        *((label, f"{config[key]:,}") for label, key in FIELDS),
-        ("heads", heads),
+        ("model", f"{result['path']} ({result['kind']}{parts})"),
+        *_network(result),
         ("tokenizer", vocabulary + (", with chat template" if result["chat_template"] else "")),
         ("weights", f"{result['weights']:,}"),
-        ("bits per weight", f"{result['bits_per_weight']:.3f}"),
+        ("bits per weight", f"{_bits(result['bits_per_weight'])} in the file"),
+        ("", f"{_bits(result['run_bits_per_weight'])} as it runs"),
         ("size on disk", output.megabytes(result["size_bytes"])),
-        *_made(result["quantization"]),
+        *_made(result),
+        ("runs", "yes" if result["runs"] else "no"),
+        *(("", problem) for problem in result["problems"]),
+        *(("note", note) for note in result["notes"]),
     ]
     sys.stdout.write(output.pairs(rows) + "\n")
-    total = sum(entry["bytes"] for entry in result["formats"]) or 1
+    total = sum(row["bytes"] for row in result["formats"]) or 1
     lines = [
         (
-            entry["format"],
-            str(entry["tensors"]),
-            f"{entry['weights']:,}",
-            output.megabytes(entry["bytes"]),
-            f"{8 * entry['bytes'] / max(1, entry['weights']):.3f}",
-            "=" * math.ceil(BAR_WIDTH * entry["bytes"] / total),
+            row["format"],
+            str(row["tensors"]),
+            f"{row['weights']:,}",
+            output.megabytes(row["bytes"]),
+            _bits(8 * row["bytes"] / max(1, row["weights"])),
+            _bits(None if row["run_bytes"] is None else 8 * row["run_bytes"] / max(1, row["weights"])),
+            "=" * math.ceil(BAR_WIDTH * row["bytes"] / total),
+            row["runs_as"],
         )
-        for entry in result["formats"]
+        for row in result["formats"]
     ]
-    header = ("format", "tensors", "weights", "size", "bits/weight", "share of the bytes")
-    sys.stdout.write(output.table(header, lines, right=range(1, 5)))
+    header = ("format", "tensors", "weights", "size", "bits", "run bits", "share of the bytes", "runs as")
+    sys.stdout.write(output.table(header, lines, right=range(1, 6)))
     if args.tensors:
         listed = [
-            (t["name"], t["format"], " x ".join(map(str, t["shape"])), f"{t['bits_per_weight']:.3f}")
-            for t in result["tensors"]
+            (
+                tensor["name"],
+                tensor["format"],
+                " x ".join(map(str, tensor["shape"])),
+                _bits(tensor["bits_per_weight"]),
+                _bits(tensor["run_bits_per_weight"]),
+            )
+            for tensor in result["tensors"]
         ]
-        sys.stdout.write("\n" + output.table(("tensor", "format", "shape", "bits/weight"), listed, right=[3]))
+        titles = ("tensor", "format", "shape", "bits", "run bits")
+        sys.stdout.write("\n" + output.table(titles, listed, right=[3, 4]))
     else:
         output.note(f"{len(result['tensors'])} tensors; --tensors lists them")

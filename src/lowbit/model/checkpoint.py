@@ -3,7 +3,7 @@
     transformers directory   config.json, *.safetensors in F32, F16 or BF16, or quantized by another tool and
                              read as they are stored (stored/); tokenizer.json
     lowbit directory         the same with lowbit.json: packed matrices, mapped as they are
-    GGUF file                F32, F16, BF16, Q4_0 .. Q8_0 and Q2_K .. Q6_K, tokenizer inside
+    GGUF file                every type of weights, in one file or in parts, tokenizer inside
     llama2.c file            float32, Q8_0 or ternary; tokenizer.bin beside it
 
 Tensors have transformers' Llama names whatever the container calls them, for example

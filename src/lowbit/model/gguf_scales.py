@@ -1,7 +1,7 @@
 """Scales of whole tensors in a GGUF file: NVFP4 and BitNet weights come with one number beside them.
 
 "X.scale", one F32 number or one for each expert, multiplies all weights of "X.weight". "X.input_scale" is
-what another program would scale activations by before it rounds them; lowbit finds that from each input itself.
+what another program would scale activations by before it rounds them; lowbit finds that from each input.
 Source: the loading of weights in llama.cpp, llama-model.cpp.
 """
 

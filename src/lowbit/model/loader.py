@@ -97,7 +97,7 @@ def _load(
     activations, kv_bits = _numbers(checkpoint, activations, kv_bits)
     config = checkpoint.config
     positions = _context(config, context)
-    config, expected = _coverage(checkpoint, config)
+    config, expected = check_coverage(checkpoint, config)
     weights: dict[str, PackedMatrix] = {}
     vectors: dict[str, np.ndarray] = {}
     for tensor in expected:
@@ -157,7 +157,7 @@ def _context(config: ModelConfig, context: int | None) -> int:
     return context
 
 
-def _coverage(checkpoint: Checkpoint, config: ModelConfig) -> tuple[ModelConfig, list[Expected]]:
+def check_coverage(checkpoint: Checkpoint, config: ModelConfig) -> tuple[ModelConfig, list[Expected]]:
     """The tensors to load. Raises unless the checkpoint has exactly what the description needs."""
     names = checkpoint.names()
     present = set(names)
