@@ -29,8 +29,6 @@ SIZES = {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-PLAIN = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "BitNet")  # kinds with the blocks of a Llama
-
 # What families without grouped queries or with names of their own set instead.
 RENAMED = {
     "GPT2": {"num_key_value_heads": None, "intermediate_size": "n_inner"},
@@ -245,8 +243,6 @@ CASES = {
         ),
     )
 }
-
-PLAIN_CASES = [name for name, case in CASES.items() if case.kind in PLAIN]
 
 
 def sizes(kind: str) -> dict:
