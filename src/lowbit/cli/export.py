@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to",
         metavar="TARGET",
         required=True,
-        help="; ".join(TARGETS.values()),
+        help="; ".join(TARGETS.values()) + "; without a colon every matrix stays as it is stored",
     )
     parser.add_argument("output", metavar="OUT", help="the file or directory to write")
     parser.add_argument(
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="round stored codes that the target cannot hold; without it, what would be lost is said",
     )
     parser.add_argument(
-        "--embedding", metavar="FORMAT", help="of token embedding and output head, in the target's words"
+        "--embedding", metavar="TYPE", help="of token embedding and output head: q8_0, in a directory fp16"
     )
     parser.add_argument(
         "--no-verify",

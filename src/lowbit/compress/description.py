@@ -33,11 +33,17 @@ _ACTIVATION_NAMES = {
 }
 
 
-def write_description(checkpoint: Checkpoint, folder: Path, quantization: dict[str, Any]) -> None:
+def write_description(
+    checkpoint: Checkpoint,
+    folder: Path,
+    quantization: dict[str, Any] | None,
+    fields: dict[str, Any] | None = None,
+) -> None:
     """Write everything but the weights and lowbit.json into `folder`.
 
-    A directory's own files are copied, with `quantization` as quantization_config; those of a single file are
-    made from what it says. A checkpoint without tokenizer gives a directory without one.
+    A directory's own files are copied, with `quantization` as quantization_config (None: without one) and
+    `fields` set in config.json; those of a single file are made from what it says. A checkpoint without
+    tokenizer gives a directory without one.
     """
     described = (checkpoint.path / "config.json").is_file()
     if not described:
@@ -53,7 +59,10 @@ def write_description(checkpoint: Checkpoint, folder: Path, quantization: dict[s
             scaling = _rope_scaling(checkpoint.config.rope) or {}
             config["rope_scaling"] = {"rope_theta": checkpoint.config.rope.theta, **scaling}
             config["rope_scaling"] |= _rotated_share(checkpoint.config)
-    write_json(folder / "config.json", config | {"quantization_config": quantization})
+    config.pop("quantization_config", None)
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    write_json(folder / "config.json", config | (fields or {}))
     if described and (checkpoint.path / "tokenizer.json").is_file():
         for name in _TOKENIZER_FILES:
             if (checkpoint.path / name).is_file():

@@ -10,7 +10,8 @@ from pathlib import Path
 from lowbit.errors import CheckpointError
 from lowbit.packed.storage import sync_folder
 
-MARK = "lowbit.json"  # a directory that holds it was written by lowbit and may be replaced
+# A directory that holds one of them was written by lowbit and may be replaced.
+MARKS = ("lowbit.json", "lowbit_export.json")
 
 
 def check_target(target: Path, force: bool) -> None:
@@ -20,12 +21,16 @@ def check_target(target: Path, force: bool) -> None:
     if target.is_dir() and not target.is_symlink():
         if not any(target.iterdir()):
             return
-        if force and (target / MARK).is_file():
+        if force and _is_ours(target):
             return
     remedy = "choose another name or remove it"
-    if target.is_dir() and (target / MARK).is_file():
+    if target.is_dir() and _is_ours(target):
         remedy = "give force=True (--force) to replace this lowbit model, or choose another name"
     raise CheckpointError(f"write {target}: it exists already; {remedy}")
+
+
+def _is_ours(folder: Path) -> bool:
+    return any((folder / mark).is_file() for mark in MARKS)
 
 
 @contextmanager

@@ -13,15 +13,15 @@ from lowbit.errors import CheckpointError
 from lowbit.interop.gguf_exact import Rows, exact_rows
 from lowbit.interop.gguf_fit import BY_NAME, fitted
 from lowbit.interop.gguf_metadata import architecture, copied, description, rope_vectors
-from lowbit.interop.gguf_parts import Planned, float_values, planned_tensors
 from lowbit.interop.gguf_plan import FILE_TYPES, Choice, choose, parse_type
 from lowbit.interop.gguf_vocabulary import vocabulary
 from lowbit.interop.gguf_writer import Entry, GGUFWriter
 from lowbit.interop.loss import Loss, refuse
+from lowbit.interop.parts import Planned, planned_tensors
 from lowbit.interop.slabs import decoded, rows_of, slabs
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.gguf_checkpoint import GGUFCheckpoint
-from lowbit.model.gguf_names import Architecture
+from lowbit.model.gguf_names import Architecture, is_shifted_norm
 from lowbit.model.gguf_types import decode
 from lowbit.packed import PackedMatrix
 
@@ -44,11 +44,9 @@ def export_gguf(
     """
     _, row = architecture(checkpoint.config)
     shapes = {name: tuple(checkpoint.shape(name)) for name in names}
-    tensors = planned_tensors(checkpoint.config, row, shapes)
+    tensors = planned_tensors(checkpoint.config, shapes, row.names)
     wanted, around = parse_type(type_name), parse_type(embedding)
-    choices = {
-        tensor.name: choose(checkpoint, tensor, wanted, around) for tensor in tensors if tensor.quantized
-    }
+    choices = {tensor.name: choose(checkpoint, tensor, wanted, around) for tensor in tensors if tensor.matrix}
     lost = [choice for choice in choices.values() if choice.lost]
     if lost and not lossy:
         found = [(c.name, c.stored, c.type, _try(checkpoint, c)) for c in lost]
@@ -131,7 +129,9 @@ def _try(checkpoint: Checkpoint, choice: Choice) -> Loss:
 
 
 def _write_floats(checkpoint: Checkpoint, tensor: Planned, row: Architecture, writer: GGUFWriter) -> None:
-    values = float_values(tensor, checkpoint, row)
+    values = tensor.read(checkpoint)
+    if row.norm_shift and all(is_shifted_norm(name) for name in tensor.stored.parts):
+        values = values + np.float32(row.norm_shift)
     if not np.isfinite(values).all():
         raise CheckpointError(f"export {tensor.name}: a value is not finite; the checkpoint is damaged")
     writer.write(tensor.name, np.ascontiguousarray(values).reshape(-1).view(np.uint8))

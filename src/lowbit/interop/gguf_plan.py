@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lowbit.errors import RequestError, UnsupportedError
 from lowbit.interop.gguf_exact import QUANTIZED, exact_rows
 from lowbit.interop.gguf_fit import BY_NAME, FITTED, FLOATS, ROUNDED
-from lowbit.interop.gguf_parts import Planned
+from lowbit.interop.parts import Planned
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.tensors import EMBEDDING, HEAD
 from lowbit.packed import FloatTerm, PackedMatrix

@@ -49,11 +49,11 @@ class Loss:
         return {"changed": self.changed, "relative_error": self.relative_error}
 
 
-def refuse(target: str, lost: Sequence[tuple[str, str, str, Loss]], keeping: str) -> NoReturn:
+def refuse(target: str, lost: Sequence[tuple[str, str, str, Loss]], keeping: str | None) -> NoReturn:
     """Raise UnsupportedError that says what would be lost.
 
     lost: (tensor, how it is stored, what it would become, its loss) of each.
-    keeping: the target that keeps what is stored where it can
+    keeping: a target that keeps what is stored where it can, None: there is no other
     """
     pairs: dict[tuple[str, str], list[tuple[str, Loss]]] = {}
     for name, stored, becomes, loss in lost:
@@ -67,7 +67,8 @@ def refuse(target: str, lost: Sequence[tuple[str, str, str, Loss]], keeping: str
             f"{matrices} of {stored} would be rounded to {becomes}: {changed:.1%} of the weights change, "
             f"relative error up to {worst.relative_error:.2g} ({name})"
         )
+    other = f"take {keeping}, which keeps what it can hold" if keeping else "take another target"
     raise UnsupportedError(
         f"export to {target}: not everything can be stored exactly. {'; '.join(parts)}. Give --lossy to "
-        f"accept that, or take {keeping}, which keeps what it can hold"
+        f"accept that, or {other}"
     )

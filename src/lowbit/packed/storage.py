@@ -40,7 +40,8 @@ _NAMES = {
     np.dtype(t): name for name, t in DTYPES.items() if name not in ("BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0")
 }
 
-Layout = Mapping[str, tuple[Any, tuple[int, ...]]]  # name -> (NumPy dtype, shape)
+# name -> (NumPy dtype, or a name of DTYPES such as "BF16", and shape)
+Layout = Mapping[str, tuple[Any, tuple[int, ...]]]
 
 
 class TensorWriter:
@@ -60,7 +61,8 @@ class TensorWriter:
     ):
         self.path = Path(path)
         header, self._offsets, self.nbytes = _header(layout, metadata or {})
-        self._layout = {name: (np.dtype(dtype), tuple(shape)) for name, (dtype, shape) in layout.items()}
+        self._layout = {name: (_stored(dtype), tuple(shape)) for name, (dtype, shape) in layout.items()}
+        self._rows: dict[str, int] = {}  # of tensors that come in parts: how many have come
         self._missing = set(self._layout)
         self._temporary: str | None = None
         try:
@@ -90,12 +92,24 @@ class TensorWriter:
                 f"write {self.path}: tensor {name!r} is {array.dtype} {list(array.shape)}, "
                 f"but the layout announced {dtype} {list(shape)}"
             )
-        little = array.astype(dtype.newbyteorder("<"), copy=False)
-        try:
-            self._put(self._offsets[name], np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-        except OSError as error:
-            raise self._failure(error) from error
+        self._write(self._offsets[name], array, dtype)
         self._missing.discard(name)
+
+    def write_rows(self, name: str, rows: np.ndarray) -> None:
+        """Store the next rows (of the first dimension) of a tensor that comes in parts."""
+        if name not in self._missing:
+            raise CheckpointError(f"write {self.path}: {name!r} is whole already or not in the layout")
+        dtype, shape = self._layout[name]
+        first = self._rows.get(name, 0)
+        if rows.dtype != dtype or rows.shape[1:] != shape[1:] or first + len(rows) > shape[0]:
+            raise CheckpointError(
+                f"write {self.path}: rows {rows.dtype} {list(rows.shape)} of {name!r} after {first} do not "
+                f"fit the announced {dtype} {list(shape)}"
+            )
+        self._write(self._offsets[name] + first * (rows.nbytes // max(len(rows), 1)), rows, dtype)
+        self._rows[name] = first + len(rows)
+        if self._rows[name] == shape[0]:
+            self._missing.discard(name)
 
     def __enter__(self) -> "TensorWriter":
         return self
@@ -120,6 +134,13 @@ class TensorWriter:
         except OSError as failure:
             self._discard()
             raise self._failure(failure) from failure
+
+    def _write(self, offset: int, array: np.ndarray, dtype: np.dtype) -> None:
+        little = array.astype(dtype.newbyteorder("<"), copy=False)
+        try:
+            self._put(offset, np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
+        except OSError as error:
+            raise self._failure(error) from error
 
     def _put(self, offset: int, data: memoryview) -> None:
         self._file.seek(offset)
@@ -202,7 +223,7 @@ class TensorFile:
 def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int], int]:
     """(header bytes with the length prefix, name -> file offset, file size)."""
     sizes = {
-        name: np.dtype(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
+        name: _stored(dtype).itemsize * int(np.prod(shape, dtype=np.int64))
         for name, (dtype, shape) in layout.items()
     }
     order = sorted(sizes, key=lambda name: (sizes[name] % ALIGNMENT != 0, -sizes[name]))
@@ -212,7 +233,7 @@ def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[st
         dtype, shape = layout[name]
         end = begin + sizes[name]
         entries[name] = {
-            "dtype": _NAMES[np.dtype(dtype)],
+            "dtype": dtype if isinstance(dtype, str) and dtype in DTYPES else _NAMES[np.dtype(dtype)],
             "shape": [int(n) for n in shape],
             "data_offsets": [begin, end],
         }
@@ -226,6 +247,11 @@ def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[st
     start = 8 + len(text)
     offsets = {name: start + entries[name]["data_offsets"][0] for name in order}
     return struct.pack("<Q", len(text)) + text, offsets, start + begin
+
+
+def _stored(dtype: Any) -> np.dtype:
+    """What NumPy calls a type of the layout."""
+    return np.dtype(DTYPES[dtype] if isinstance(dtype, str) and dtype in DTYPES else dtype)
 
 
 def _reserve(descriptor: int, nbytes: int) -> None:

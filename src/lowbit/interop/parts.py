@@ -1,8 +1,8 @@
-"""The tensors of a GGUF file, and of which matrices each is put together.
+"""The tensors of a file that is written, and of which matrices each is put together.
 
-llama.cpp's files fuse some matrices, stack experts and order the rows of queries and keys in their own way;
-model/gguf_names.py says how, model/sources.py inverts it. Here each stored tensor becomes a list of parts in
-the order of its rows.
+Files of other tools fuse some matrices, stack experts and order the rows of queries and keys in their own
+way; model/stored_names.py and model/gguf_names.py say how, model/sources.py inverts it. Here each stored
+tensor becomes a list of parts in the order of its rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.config import ModelConfig
-from lowbit.model.gguf_names import Architecture, is_shifted_norm
 from lowbit.model.sources import Source, Stored, stored_tensors
+from lowbit.model.stored_names import Names
 from lowbit.packed import PackedMatrix
 
-# Two-dimensional, but read as float32 by llama.cpp whatever the file's type.
-_FLOAT32 = ("mlp.router.weight", "embed_positions.weight")
+# Two-dimensional, but kept as floats by everyone.
+_FLOATS = ("mlp.router.weight", "embed_positions.weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,35 +36,34 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Planned:
-    """A tensor of the file. quantized: it may take the wanted type; else it is float32."""
+    """A tensor of the file.
+
+    parts: what it consists of, in the order of rows; () where that is no stack of rows
+    matrix: are the parts matrices of weights, so that it may be quantized?
+    """
 
     name: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
-    quantized: bool
+    matrix: bool
+    stored: Stored
+
+    def read(self, checkpoint: Checkpoint) -> np.ndarray:
+        """The tensor as float32, put together."""
+        return self.stored.assemble(lambda name: np.ascontiguousarray(checkpoint.read(name), np.float32))
 
 
 def planned_tensors(
-    config: ModelConfig, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], names: Names | None
 ) -> list[Planned]:
-    """Every tensor of the file. shapes: of the canonical tensors."""
+    """Every tensor of the file. shapes: of the canonical tensors; names: None: those of transformers."""
     planned = []
-    for name, stored in stored_tensors(config, shapes, architecture.names).items():
-        matrices = all(len(shapes[part]) == 2 for part in stored.parts)
-        float32 = any(part.endswith(_FLOAT32) for part in stored.parts)
-        planned.append(Planned(name, stored.shape, _parts(stored, shapes), matrices and not float32))
+    for name, stored in stored_tensors(config, shapes, names).items():
+        stacked = not any(source.transposed for source in stored.parts.values())
+        weights = all(len(shapes[part]) == 2 and not part.endswith(_FLOATS) for part in stored.parts)
+        parts = _parts(stored, shapes) if stacked else ()
+        planned.append(Planned(name, stored.shape, parts, weights and stacked, stored))
     return planned
-
-
-def float_values(planned: Planned, checkpoint: Checkpoint, architecture: Architecture) -> np.ndarray:
-    """The float32 array of a tensor that is not quantized."""
-    values = []
-    for part in planned.parts:
-        array = np.ascontiguousarray(checkpoint.read(part.name), np.float32)
-        if architecture.norm_shift and is_shifted_norm(part.name):
-            array = array + np.float32(architecture.norm_shift)
-        values.append(array if part.order is None else array[part.order])
-    return np.concatenate(values).reshape(planned.shape)
 
 
 def _parts(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part, ...]:
@@ -78,7 +77,6 @@ def _parts(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Part,
 
 def _rows(source: Source, rows: int) -> tuple[int, np.ndarray | None]:
     """(the first row in the file, the order of rows there)."""
-    assert not source.transposed, f"{source.stored}: GGUF has no transposed tensors"
     if source.rows is None:
         return 0, None
     if isinstance(source.rows, slice):
