@@ -14,6 +14,7 @@ import pytest
 
 from lowbit.errors import LowbitError
 from lowbit.model.checkpoint import open_checkpoint
+from lowbit.model.inspection import inspect_model
 
 from . import fuzz_seeds
 from .fuzz_seeds import mutate_bytes, mutate_json, mutate_safetensors, safetensors_bytes
@@ -25,6 +26,8 @@ CASES = int(os.environ.get("LOWBIT_FUZZ_CASES", "250"))
 
 def exercise(path: Path) -> bool:
     """Ask everything of a checkpoint; True if it could be opened. Only our own errors may come out."""
+    with contextlib.suppress(LowbitError):
+        inspect_model(path)
     try:
         checkpoint = open_checkpoint(path)
     except LowbitError:

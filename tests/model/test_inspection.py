@@ -104,7 +104,7 @@ def test_a_directory(directory):
     assert found.kind == "transformers" and len(found.files) == 2
     assert found.tokenizer_size == 4 and found.chat_template
     embedding = entries_of(found)["model.embed_tokens.weight"]
-    assert (embedding.format, embedding.runs_as, embedding.kernel) == ("F32", "f32", "floats")
+    assert (embedding.format, embedding.runs_as, embedding.kernel) == ("F32", "float32", "floats")
     assert entries_of(found)["model.norm.weight"].kernel == "vector"
     assert found.problems and "missing" in found.problems[0]  # the seed is half a network
 

@@ -130,7 +130,7 @@ def _network(result: dict[str, Any]) -> list[tuple[str, str]]:
     if config is None:
         said = result["metadata"]
         family = said.get("general.architecture") or ", ".join(said.get("architectures", [])) or "not stated"
-        return [("network", f"{family}, which is not described here")]
+        return [("network", f"{family}; why it has no description, see below")]
     heads = f"{config['n_heads']} of {config['head_dim']}, {config['n_kv_heads']} for keys and values"
     rows = [("network", config["family"])]
     rows += [(label, f"{config[key]:,}") for label, key in FIELDS]

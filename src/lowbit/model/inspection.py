@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FLOAT_BITS = {"F32": 32, "F16": 16, "BF16": 16}
 _VECTOR = ("float32 vector", "vector")
 _FLOATS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_FLOATS |= {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass
@@ -228,7 +229,7 @@ def _plain_entry(name: str, dtype: str, shape: tuple[int, ...], size: int) -> En
     known = dtype in FLOAT_BITS
     if known and len(shape) == 1:
         return Entry(name, dtype, list(shape), weights, size, 4.0 * weights, *_VECTOR)
-    words = (dtype.lower(), "floats") if known else ("an array of this type alone is no matrix", "none")
+    words = (_FLOATS[dtype], "floats") if known else ("an array of this type alone is no matrix", "none")
     return Entry(name, dtype, list(shape), weights, size, float(size) if known else None, *words)
 
 
