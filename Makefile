@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check bench bench-methods wheel clean
+.PHONY: help build demo test check bench bench-methods bench-plan wheel clean
 
 help:
 	@echo "make demo   build, fetch the demo model, quantize it, compare, talk"
@@ -13,6 +13,7 @@ help:
 	@echo "make check  ruff, mypy, clang-format, import directions, file lengths"
 	@echo "make bench  measure against llama.cpp and OpenVINO in the same run"
 	@echo "make bench-methods  compare every method of quantization, beside other toolkits"
+	@echo "make bench-plan     predictions of lowbit plan against measurement, into docs/planning.md"
 	@echo "make wheel  build a wheel into dist/"
 
 $(VENV)/.base:
@@ -59,6 +60,9 @@ bench: build $(VENV)/.test $(VENV)/.plot
 
 bench-methods: build $(VENV)/.test $(VENV)/.plot
 	$(BIN)/python bench/methods.py $(ARGS)
+
+bench-plan: build $(VENV)/.test
+	$(BIN)/python bench/plan.py $(ARGS)
 
 wheel: $(VENV)/.base
 	$(BIN)/python -m pip wheel -q --no-deps -w dist .

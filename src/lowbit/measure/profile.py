@@ -9,8 +9,6 @@ Whole steps of the decoder are timed, not single products: they hold everything 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ from typing import Any
 from lowbit.formats import Scheme
 from lowbit.kernels import tuning
 from lowbit.measure.machine import memory_bytes
-from lowbit.measure.synthetic import forget, llama, synthetic, time_step
+from lowbit.measure.resident import NOTHING, memory_cases, resident_bytes
+from lowbit.measure.synthetic import Stepper, forget, llama, synthetic
 
 REFERENCE = "int4-g32"
 FORMATS = (
@@ -89,16 +88,13 @@ def cases() -> Iterator[Case]:
     yield Case("shape", llama(24, 640, 1792, 10, 2), plain, 8, tuple(_read(t) for t in (2, 4, 8, 16, 24, 32)))
     deep = llama(128, 640, 1792, 10, 5)
     yield Case("long", deep, plain, 8, tuple(_read(t) for t in LONG_TOKENS), shared=True)
-    attention = (
-        _decode(1, 4096),
-        _decode(4, 1024),
-        _decode(1, 1024),
-        _read(64),
-        _read(96, 448),
-        _read(96, 1984),
-    )
+    # The longest first: the others cut its cache.
+    attention = (_decode(1, 4096), _read(96, 1984), _decode(1, 1024), _read(96, 448), _read(64))
+    attention += (_decode(4, 768),)
     for bits in (16, 8, 4, 2):
-        for heads, kv_heads, dim in ((16, 16, 64), (16, 4, 64), (16, 2, 128))[: 3 if bits > 4 else 2]:
+        for heads, kv_heads, dim in ((16, 16, 64), (16, 4, 64), (16, 2, 128))[
+            : {16: 3, 8: 3, 4: 2, 2: 1}[bits]
+        ]:
             config = llama(8, 512, 1536, heads, kv_heads, head_dim=dim)
             yield Case("attention", config, plain, bits, attention)
     for name in FORMATS:
@@ -140,8 +136,9 @@ def measure(which: Sequence[Case], progress: Progress, begin: float, end: float)
     for number, case in enumerate(which):
         progress(begin + (end - begin) * number / len(which), 1.0, case.kind)
         model = synthetic(case.config, case.scheme, case.kv_bits, case.shared)
+        stepper = Stepper(model)
         for prompts, contexts in case.steps:
-            rounds = time_step(model, prompts, contexts, ROUNDS, PASSES, LONG_SECONDS)
+            rounds = stepper.time(prompts, contexts, ROUNDS, PASSES, LONG_SECONDS)
             found.append(
                 Measured(
                     case.kind,
@@ -163,7 +160,7 @@ def measure_profile(progress: Progress | None = None) -> dict[str, Any]:
 
     Returns bandwidth_bytes_per_second, int8_multiply_adds_per_second, float_multiply_adds_per_second,
     memory_bytes, runtime_bytes (of a process with everything but a model), crossovers, `fit` and `held_out`
-    (lists of Measured), seconds_taken.
+    (lists of Measured), `memory` (pairs of a case and resident bytes), seconds_taken.
     """
     from lowbit import _native
 
@@ -176,29 +173,12 @@ def measure_profile(progress: Progress | None = None) -> dict[str, Any]:
         "int8_multiply_adds_per_second": float(_native.measure_int8_peak(MEASURE_SECONDS)),
         "float_multiply_adds_per_second": float(_native.measure_float_peak(MEASURE_SECONDS)),
         "memory_bytes": memory_bytes("MemTotal"),
-        "runtime_bytes": runtime_bytes(),
+        "runtime_bytes": resident_bytes(NOTHING),
         "crossovers": crossovers._asdict(),
     }
     result["fit"] = measure(list(cases()), say, 0.1, 0.75)
-    result["held_out"] = measure(list(held_out()), say, 0.75, 1.0)
+    result["held_out"] = measure(list(held_out()), say, 0.75, 0.95)
+    say(0.95, 1.0, "memory of processes")
+    result["memory"] = [(case, resident_bytes(case)) for case in memory_cases()]
     say(1.0, 1.0, "")
     return {**result, "seconds_taken": time.perf_counter() - started}
-
-
-_RUNTIME = """
-import sys
-import lowbit
-from lowbit.measure.machine import peak_rss_bytes
-from lowbit.measure.synthetic import llama, synthetic, time_step
-model = synthetic(llama(1, 64, 64, 1, 1), "int4-g32")
-time_step(model, [], [1], 1)
-print(peak_rss_bytes())
-"""
-
-
-def runtime_bytes() -> int:
-    """Resident bytes of a process that has loaded lowbit and a network of next to nothing."""
-    path = [entry for entry in sys.path if entry]
-    code = f"import sys\nsys.path[:0] = {path!r}\n{_RUNTIME}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return int(done.stdout)

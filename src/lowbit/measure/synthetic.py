@@ -25,6 +25,7 @@ from lowbit.model.tensors import expected_tensors
 from lowbit.packed import PackedMatrix
 
 TEXT_SEED = 0
+SPARE = 512  # positions that a cache has room for beyond its first use
 
 
 def llama(
@@ -56,15 +57,20 @@ def llama(
 
 
 class SyntheticCheckpoint:
-    """A Checkpoint that makes its weights up. shared: all layers have the matrices of the first."""
+    """A Checkpoint that makes its weights up.
+
+    shared: all layers have the matrices of the first; once: no matrix is kept to copy the next from
+    """
 
     kind = "synthetic"
 
-    def __init__(self, config: Mapping[str, Any], scheme: Scheme, shared: bool = False) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], scheme: Scheme, shared: bool = False, once: bool = False
+    ) -> None:
         self.path = Path("synthetic")
         self.config = from_transformers(config)
         self._scheme = scheme
-        self._shared = shared
+        self._shared, self._once = shared, once
         self._shapes = {tensor.name: tuple(tensor.shape) for tensor in expected_tensors(self.config)}
         self._made: dict[tuple[Format, tuple[int, ...]], list[PackedMatrix]] = {}
 
@@ -82,6 +88,8 @@ class SyntheticCheckpoint:
 
     def matrix(self, name: str) -> PackedMatrix:
         fmt, shape = self._scheme.format_for(name), self._shapes[name]
+        if self._once:
+            return random_matrix(fmt, *shape)
         if self._shared and ".layers." in name:
             return _pattern(fmt, shape)
         made = self._made.setdefault((fmt, shape), [])
@@ -123,40 +131,63 @@ def forget() -> None:
     _pattern.cache_clear()
 
 
-def time_step(
-    model: LoadedModel,
-    prompts: Sequence[tuple[int, int]],
-    contexts: Sequence[int],
-    steps: int = 5,
-    rounds: int = 1,
-    long_seconds: float = float("inf"),
-) -> list[float]:
-    """The median seconds of each of `rounds` rounds of `steps` steps (two where one takes `long_seconds`).
+class Stepper:
+    """Times steps of one model. What a cache was filled with is kept for the next, shorter one."""
 
-    prompts: (tokens, positions before them) of runs that read, each to its end
-    contexts: positions before the token of each run that decodes
-    A step before the first warms up.
-    """
-    rng = np.random.default_rng(TEXT_SEED)
-    runs = [*prompts, *((1, context) for context in contexts)]
-    caches = [new_cache(model.decoder, before + count + 1) for count, before in runs]
-    for cache, (_, before) in zip(caches, runs):
-        fill(model, cache, before)
-    counts = [count for count, _ in runs]
-    ids = rng.integers(0, model.config.vocab_size, sum(counts)).astype(np.int32)
-    samplers = [new_sampler(SamplingParameters()) for _ in runs]
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self._kept: tuple[Any, int] | None = None  # a cache, and the positions that it may hold
 
-    def once() -> float:
-        started = time.perf_counter()
-        model.decoder.step(ids, caches, counts, samplers)
-        seconds = time.perf_counter() - started
-        for cache, (_, before) in zip(caches, runs):
-            cut(model, cache, before)
-        return seconds
+    def time(
+        self,
+        prompts: Sequence[tuple[int, int]],
+        contexts: Sequence[int],
+        steps: int = 5,
+        rounds: int = 1,
+        long_seconds: float = float("inf"),
+    ) -> list[float]:
+        """The median seconds of each of `rounds` rounds of `steps` steps (two where one takes
+        `long_seconds`).
 
-    warm = once()
-    each = 2 if warm >= long_seconds else steps
-    return [statistics.median([once() for _ in range(each)]) for _ in range(rounds)]
+        prompts: (tokens, positions before them) of runs that read, each to its end
+        contexts: positions before the token of each run that decodes
+        A step before the first warms up.
+        """
+        model = self.model
+        rng = np.random.default_rng(TEXT_SEED)
+        runs = [*prompts, *((1, context) for context in contexts)]
+        caches = [self._filled(before, count) for count, before in runs[:1]]
+        for count, before in runs[1:]:
+            cache = new_cache(model.decoder, before + count + 1)
+            fill(model, cache, before)
+            caches.append(cache)
+        counts = [count for count, _ in runs]
+        ids = rng.integers(0, model.config.vocab_size, sum(counts)).astype(np.int32)
+        samplers = [new_sampler(SamplingParameters()) for _ in runs]
+
+        def once() -> float:
+            started = time.perf_counter()
+            model.decoder.step(ids, caches, counts, samplers)
+            seconds = time.perf_counter() - started
+            for cache, (_, before) in zip(caches, runs):
+                cut(model, cache, before)
+            return seconds
+
+        warm = once()
+        each = 2 if warm >= long_seconds else steps
+        return [statistics.median([once() for _ in range(each)]) for _ in range(rounds)]
+
+    def _filled(self, before: int, count: int) -> Any:
+        """A cache of `before` positions with room for `count` more: the last one, cut, if it was longer."""
+        if self._kept is not None:
+            cache, room = self._kept
+            if before + count < room and cache.length >= before and cache.truncate(before) == before:
+                return cache
+        room = before + count + SPARE
+        cache = new_cache(self.model.decoder, room)
+        fill(self.model, cache, before)
+        self._kept = (cache, room)
+        return cache
 
 
 def fill(model: LoadedModel, cache: Any, length: int, chunk: int = 512) -> None:

@@ -2,7 +2,7 @@
 
 Families of residuals, log(measured / predicted):
     decode    steps in which streams get a token        prompt    steps that read
-    product   products alone: rates between the numbers of tokens and shapes that were fitted
+    memory    resident bytes of processes with a network and full caches
     format    a format that was not measured, by leaving each measured one out in turn
 """
 
@@ -18,6 +18,7 @@ from lowbit.formats import Scheme, parse_format
 from lowbit.model.config import from_transformers
 from lowbit.plan.fit import Fitted, Point, Rates, fit
 from lowbit.plan.machine import REFERENCE, MeasuredMachine
+from lowbit.plan.memory import kv_bytes, rows_bytes, weight_bytes
 from lowbit.plan.network import network_of
 from lowbit.plan.profile import Profile
 from lowbit.plan.work import Amounts, Runs, Workload
@@ -82,6 +83,7 @@ def make_profile(measured: Mapping[str, Any], identity: Mapping[str, Any], versi
     )
     residuals = held_out_residuals(profile, measured["held_out"])
     residuals["format"] = format_residuals(fitted)
+    residuals["memory"] = memory_residuals(profile, measured.get("memory", ()))
     return replace(profile, residuals=residuals)
 
 
@@ -109,6 +111,26 @@ def format_residuals(fitted: Fitted) -> list[float]:
             if rate > 0 and guess > 0:
                 residuals.append(math.log(rate / guess))
     return residuals
+
+
+def memory_residuals(profile: Profile, measured: Sequence[tuple[Any, int]]) -> list[float]:
+    """Of whole processes: weights, keys and values, rows of a pass, and what a process without a model
+    takes.
+    """
+    found = []
+    for case, resident in measured:
+        network = network_of(from_transformers(case.config))
+        scheme = Scheme.parse(case.scheme)
+        work = Workload(network, scheme, case.kv_bits, profile.threads)
+        rows = min(work.pass_tokens, case.positions)
+        expected = (
+            profile.runtime_bytes
+            + weight_bytes(network, scheme)
+            + case.users * kv_bytes(network, case.kv_bits, case.positions)
+            + rows_bytes(network, rows)
+        )
+        found.append(math.log(resident / expected))
+    return found
 
 
 def _empty(rates: Rates) -> Profile:
