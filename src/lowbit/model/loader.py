@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
     from lowbit.model.tokenizer import Tokenizer
 
-INTEGER_KINDS = ("codes", "sparse_codes")  # of terms: they multiply activations that were rounded to integers
+INTEGER_KINDS = (
+    "codes",
+    "sparse_codes",
+    "gathered",
+)  # of terms: they multiply activations that were rounded to integers
 ACTIVATION_BITS = {"int8": 8, "int16": 16}
 
 

@@ -81,6 +81,12 @@ def test_bitnet(linear_class, scale, tmp_path):
     # post_quant_process divides the product by the scale; AutoBitLinear multiplies its output with it
     equal(matrix, ternary * wide if linear_class == "autobitlinear" else ternary / wide)
     assert matrix.terms[0].packing == "base3"
+    floats = arrays | {"weight": ternary.bfloat16()}
+    if linear_class == "autobitlinear":
+        equal(read_matrix(tmp_path, floats, config), ternary * wide)
+        floats["weight"][0, 0] = 0.5
+        with pytest.raises(UnsupportedError, match="other numbers than"):
+            read_matrix(tmp_path, floats, config)
 
 
 @interop("HF bitnet, whole layers")

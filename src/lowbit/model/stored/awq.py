@@ -24,7 +24,6 @@ from lowbit.packed import PackedMatrix
 
 MARKS = ("qweight",)
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-_PLACE = np.argsort(ORDER)  # nibble of each output
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,13 @@ def read(arrays: Arrays, config: Config) -> PackedMatrix:
     arrays.check_size(out_features, in_features)
     size = _size(config, in_features)
     n_groups = -(-in_features // size)
-    codes = _nibbles(arrays.take("qweight", ("I32", "U32"), (in_features, out_features // 8))).T
+    codes = _nibbles(arrays.take("qweight", ("I32", "U32"), (in_features, out_features // 8)))
     scales = arrays.floats("scales", (n_groups, out_features)).T
     levels, groups = np.arange(16, dtype=np.float32), grouping(in_features, size)
     text = size_name(size, in_features)
     if not config.zero_point and not arrays.has("qzeros"):
         return code_matrix(codes, 4, levels - 8, scales, groups, f"int4-{text}")
-    zeros = _nibbles(arrays.take("qzeros", ("I32", "U32"), (n_groups, out_features // 8))).T
+    zeros = _nibbles(arrays.take("qzeros", ("I32", "U32"), (n_groups, out_features // 8)))
     if (zeros == 8).all():
         return code_matrix(codes, 4, levels - 8, scales, groups, f"int4-{text}")
     return code_matrix(codes, 4, levels, scales, groups, f"int4a-{text}", zero_points=zeros)
@@ -87,7 +86,9 @@ def _size(config: Config, in_features: int) -> int:
 
 
 def _nibbles(words: np.ndarray) -> np.ndarray:
-    """uint8 [rows, 8 n] from int32 [rows, n], in the order of the outputs."""
-    unsigned = np.ascontiguousarray(words).view(np.uint32)
-    shifts = (4 * _PLACE).astype(np.uint32)
-    return ((unsigned[:, :, None] >> shifts) & np.uint32(15)).astype(np.uint8).reshape(len(words), -1)
+    """uint8 [8 n, rows] from int32 [rows, n]: a row for each output."""
+    turned = np.ascontiguousarray(words.T).view(np.uint32)
+    codes = np.empty((len(turned), 8, turned.shape[1]), np.uint8)
+    for nibble, output in enumerate(ORDER):
+        codes[:, output] = turned >> np.uint32(4 * nibble) & np.uint32(15)
+    return codes.reshape(-1, turned.shape[1])

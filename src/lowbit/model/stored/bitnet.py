@@ -1,7 +1,8 @@
 """Ternary weights of transformers' bitnet integration, packed four rows to a byte.
 
     weight        uint8 [out / 4, in]: bits 2 i, 2 i + 1 of row r hold weight + 1 of row i * out / 4 + r
-    weight_scale  [1]: BitLinear divides its output by it; AutoBitLinear, stored offline, multiplies
+    weight_scale  [1]: BitLinear divides its output by it; AutoBitLinear, stored offline, multiplies, and its
+                  weights may also be stored as floats -1, 0, 1
 
 A model of linear_class "autobitlinear" and quantization_mode "online" stores the floats that it was trained
 with and rounds them at every call: it is refused, for its stored weights are not those that it runs with.
@@ -18,7 +19,7 @@ import numpy as np
 
 from lowbit.errors import UnsupportedError
 from lowbit.model.fields import Fields
-from lowbit.model.stored.arrays import Arrays
+from lowbit.model.stored.arrays import FLOATS, Arrays
 from lowbit.model.stored.grouping import Grouping
 from lowbit.model.stored.packing import code_matrix
 from lowbit.packed import PackedMatrix
@@ -51,14 +52,17 @@ def config(quantization: Mapping[str, Any], where: str) -> Config:
 
 
 def parts(arrays: Arrays, config: Config) -> tuple[str, ...] | None:
-    if arrays.dtype("weight") != "U8" or len(arrays.shape("weight")) != 2:
+    stored = arrays.dtype("weight")
+    if stored is None or len(arrays.shape("weight")) != 2:
         return None
-    return ("weight", "weight_scale")
+    if stored == "U8" or (config.multiplies and stored in FLOATS and arrays.has("weight_scale")):
+        return ("weight", "weight_scale")
+    return None
 
 
 def shape(arrays: Arrays, config: Config) -> tuple[int, int]:
     rows, in_features = arrays.shape("weight")
-    return 4 * rows, in_features
+    return (4 * rows if arrays.dtype("weight") == "U8" else rows), in_features
 
 
 def name(arrays: Arrays, config: Config) -> str:
@@ -69,10 +73,7 @@ def read(arrays: Arrays, config: Config) -> PackedMatrix:
     """The matrix, exactly: -1, 0, 1 times or over one scale."""
     out_features, in_features = shape(arrays, config)
     arrays.check_size(out_features, in_features)
-    packed = arrays.take("weight", ("U8",), (None, None))
-    codes = np.concatenate([packed >> np.uint8(2 * i) & np.uint8(3) for i in range(4)])
-    if int(codes.max()) > 2:
-        raise arrays.damaged("weight holds a code of 3, which no ternary weight has")
+    codes = _codes(arrays)
     scale = arrays.floats("weight_scale", (1,))[0]
     if not config.multiplies:
         if scale == 0:
@@ -83,3 +84,20 @@ def read(arrays: Arrays, config: Config) -> PackedMatrix:
     levels = np.array([-1, 0, 1], np.float32)
     scales = np.full((1, 1), scale, np.float32)
     return code_matrix(codes, 2, levels, scales, Grouping(0), "ternary-row", base3=True)
+
+
+def _codes(arrays: Arrays) -> np.ndarray:
+    """uint8 [out, in]: weight + 1."""
+    if arrays.dtype("weight") != "U8":
+        values = arrays.floats("weight", (None, None))
+        if not np.isin(values, (-1, 0, 1)).all():
+            raise UnsupportedError(
+                f"load {arrays.stem}: weight holds other numbers than -1, 0 and 1, which only an online "
+                "model rounds; lowbit reads weights stored offline"
+            )
+        return (values + 1).astype(np.uint8)
+    packed = arrays.take("weight", ("U8",), (None, None))
+    codes = np.concatenate([packed >> np.uint8(2 * i) & np.uint8(3) for i in range(4)])
+    if int(codes.max()) > 2:
+        raise arrays.damaged("weight holds a code of 3, which no ternary weight has")
+    return codes

@@ -12,29 +12,35 @@ import numpy as np
 def unpack_dense(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     """uint8 [rows, count] from int32 [rows, at least ceil(count * bits / 32)]."""
     data = np.ascontiguousarray(words).astype("<i4", copy=False).view(np.uint8)
-    rows = len(data)
+    mask = (1 << bits) - 1
     if bits == 8:
         return data[:, :count].copy()
     if bits in (1, 2, 4):
-        per_byte = 8 // bits
-        shifts = np.arange(per_byte, dtype=np.uint8) * np.uint8(bits)
-        codes = (data[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(rows, -1)[:, :count]
-    # A code of 3, 5, 6 or 7 bits lies in at most two bytes.
-    first = np.arange(count, dtype=np.int64) * bits
-    low = first >> 3
-    wide = np.zeros((rows, data.shape[1] + 1), np.uint16)
-    wide[:, :-1] = data
-    wide[:, :-1] |= wide[:, 1:] << np.uint16(8)
-    return ((wide[:, low] >> (first & 7).astype(np.uint16)) & np.uint16((1 << bits) - 1)).astype(np.uint8)
+        codes = np.empty((*data.shape, 8 // bits), np.uint8)
+        for i in range(8 // bits):
+            codes[:, :, i] = data >> np.uint8(i * bits) & np.uint8(mask)
+        return codes.reshape(len(data), -1)[:, :count]
+    # Eight codes lie in `bits` bytes, each in at most two of them.
+    eights = -(-count // 8)
+    if data.shape[1] < eights * bits:
+        data = np.pad(data, ((0, 0), (0, eights * bits - data.shape[1])))
+    parts = data[:, : eights * bits].reshape(len(data), eights, bits).astype(np.uint16)
+    codes = np.empty((len(data), eights, 8), np.uint8)
+    for i in range(8):
+        byte, shift = divmod(i * bits, 8)
+        wide = parts[:, :, byte] >> np.uint16(shift)
+        if shift + bits > 8:
+            wide = wide | parts[:, :, byte + 1] << np.uint16(8 - shift)
+        codes[:, :, i] = wide & np.uint16(mask)
+    return codes.reshape(len(data), -1)[:, :count]
 
 
 def unpack_padded(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     """uint8 [rows, count] from int32 [rows, at least ceil(count / (32 // bits))]."""
-    per_word = 32 // bits
-    shifts = np.arange(per_word, dtype=np.uint32) * np.uint32(bits)
     unsigned = np.ascontiguousarray(words).view(np.uint32)
-    codes = ((unsigned[:, :, None] >> shifts) & np.uint32((1 << bits) - 1)).astype(np.uint8)
+    codes = np.empty((*unsigned.shape, 32 // bits), np.uint8)
+    for i in range(32 // bits):
+        codes[:, :, i] = unsigned >> np.uint32(i * bits) & np.uint32((1 << bits) - 1)
     return codes.reshape(len(words), -1)[:, :count]
 
 

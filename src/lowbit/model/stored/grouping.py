@@ -36,8 +36,10 @@ class Grouping:
         if self.inputs is None:
             return codes
         read = self.inputs != NO_INPUT
+        if read.all():
+            return np.take(codes, self.inputs, axis=1)
         gathered = np.full((len(codes), len(self.inputs)), fill, np.uint8)
-        gathered[:, read] = codes[:, self.inputs[read]]
+        gathered[:, read] = np.take(codes, self.inputs[read], axis=1)
         return gathered
 
 
