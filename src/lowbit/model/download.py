@@ -33,6 +33,8 @@ _SMALL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "model.safetensors.index.json",
