@@ -148,7 +148,7 @@ class GGUFCheckpoint:
             return raw, shape, None
         wanted = source.shape(shape)
         rows = int(np.prod(shape[: 2 if source.expert is not None else 1]))
-        if not wanted or len(wanted) > 2 or not rows or raw.nbytes % rows:
+        if not wanted or 0 in wanted or len(wanted) > 2 or not rows or raw.nbytes % rows:
             raise CheckpointError(
                 f"read {self.path}: {name} is a part of {tensor.name}, whose shape {list(shape)} has no such "
                 "part; it is damaged"
