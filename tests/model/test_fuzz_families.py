@@ -90,7 +90,9 @@ def test_mutated_gguf(tmp_path, architecture):
     assert 0 < opened < CASES
 
 
-LLAMA = fuzz_seeds.CONFIG
+LLAMA = {
+    key: value for key, value in fuzz_seeds.CONFIG.items() if key not in ("rope_scaling", "architectures")
+}
 DIRECTORIES = {
     "gpt2": (
         {"n_embd": 32, "n_layer": 1, "n_head": 2, "vocab_size": 40, "n_positions": 64},
@@ -104,9 +106,7 @@ DIRECTORIES = {
     ),
     "gpt_neox": (
         {
-            **LLAMA,
-            "rope_scaling": None,
-            "architectures": None,
+            **{key: value for key, value in LLAMA.items() if key != "rms_norm_eps"},
             "num_key_value_heads": 2,
             "hidden_act": "gelu",
         },
@@ -118,13 +118,7 @@ DIRECTORIES = {
         },
     ),
     "gpt_oss": (
-        {
-            **{key: value for key, value in LLAMA.items() if key not in ("rope_scaling", "architectures")},
-            "head_dim": 16,
-            "num_local_experts": 3,
-            "num_experts_per_tok": 2,
-            "sliding_window": 8,
-        },
+        {**LLAMA, "head_dim": 16, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 8},
         {
             "model.embed_tokens.weight": (40, 32),
             "model.layers.0.self_attn.sinks": (2,),
