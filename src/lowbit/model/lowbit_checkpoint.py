@@ -75,7 +75,13 @@ class LowbitCheckpoint:
         return [*self._metas, *self._plain]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self.matrix(name).shape if name in self._metas else self._file.shape(self._checked(name))
+        if name not in self._metas:
+            return self._file.shape(self._checked(name))
+        # A mixture has thousands: none is made for its shape, which `matrix` holds against its arrays.
+        stated = self._metas[name].get("shape")
+        if isinstance(stated, list) and len(stated) == 2 and all(type(n) is int and n > 0 for n in stated):
+            return stated[0], stated[1]
+        return self.matrix(name).shape
 
     def dtype(self, name: str) -> str:
         if name in self._metas:
