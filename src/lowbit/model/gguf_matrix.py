@@ -42,6 +42,8 @@ _FORMATS = {  # where the catalogue has the very same format
     "Q1_0": "int1-g128",
     "TQ1_0": "ternary-g256",
     "TQ2_0": "ternary-g256",
+    "MXFP4": "mxfp4",
+    "NVFP4": "nvfp4",
 }
 
 

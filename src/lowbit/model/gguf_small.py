@@ -10,8 +10,8 @@ import numpy as np
 
 from lowbit.model.gguf_parts import Bytes, Parts, bits, half, nibbles, pairs, words
 
-# e2m1 times two, in the order of its codes; the second zero is the negative one, which ggml gives no sign.
-E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+# e2m1 in the order of its codes; the second zero is the negative one, which ggml gives no sign.
+E2M1 = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 

@@ -141,8 +141,8 @@ TENSOR_TYPES: dict[int, TensorType] = {
         TensorType(30, "BF16", 1, 2, float_type="bf16"),
         _ternary(34, "TQ1_0", 54, small.split_tq1_0),
         _ternary(35, "TQ2_0", 66, small.split_tq2_0),
-        _row(39, "MXFP4", 32, 17, small.split_mxfp4, 4, 32, small.E2M1, "e8m0", unit=0.5),
-        _row(40, "NVFP4", 64, 36, small.split_nvfp4, 4, 16, small.E2M1, "e4m3", unit=0.5),
+        _row(39, "MXFP4", 32, 17, small.split_mxfp4, 4, 32, small.E2M1, "e8m0"),
+        _row(40, "NVFP4", 64, 36, small.split_nvfp4, 4, 16, small.E2M1, "e4m3"),
         _row(41, "Q1_0", 128, 18, small.split_q1_0, 1, 128, (-1, 1), "fp16"),
     )
 }
@@ -200,6 +200,8 @@ def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
     levels[: len(kind.levels)] = kind.levels
     if kind.name == "TQ2_0":
         levels[3] = 2
+    if kind.scale_type in _SMALL_SCALES:
+        levels *= 2  # see there
     weights = levels[parts.codes].reshape(-1, kind.block // kind.group, kind.group)
     with np.errstate(all="ignore"):  # a damaged scale may be NaN or infinite; whoever uses the weights checks
         weights *= scale_values(parts, kind)[:, :, None]
@@ -211,16 +213,20 @@ def decode(raw: np.ndarray, kind: TensorType) -> np.ndarray:
     return weights.reshape(-1)
 
 
-# As ggml reads them: 255 is 2^128 (times a unit of 1/2), and of e4m3 480.
-_E8M0 = np.ldexp(1.0, np.arange(256) - 127)
-_E4M3 = np.array([np.ldexp((8.0 if e else 0.0) + m, (e or 1) - 10) for e in range(16) for m in range(8)] * 2)
+# Halves of scales for levels times two, as ggml reads them: so 255, no number of e8m0, is 2^127; of e4m3 240.
+_SMALL_SCALES = {
+    "e8m0": np.ldexp(1.0, np.arange(256) - 128).astype(np.float32),
+    "e4m3": np.array(
+        [np.ldexp((8.0 if e else 0.0) + m, (e or 1) - 11) for e in range(16) for m in range(8)] * 2,
+        np.float32,
+    ),
+}
 
 
 def scale_values(parts: Parts, kind: TensorType) -> np.ndarray:
-    """The scale of each group with the type's unit, exactly: float32 [n, groups]."""
-    if kind.scale_type in ("e8m0", "e4m3"):
-        table = _E8M0 if kind.scale_type == "e8m0" else _E4M3
-        return (table * kind.unit).astype(np.float32)[parts.scales]
+    """The scale of each group with the type's unit, of e8m0 and e4m3 half of it, exactly: float32 [n, groups]"""
+    if kind.scale_type in _SMALL_SCALES:
+        return _SMALL_SCALES[kind.scale_type][parts.scales]
     scales = parts.scales.astype(np.float32)
     if parts.factors is not None:
         scales = scales * parts.factors.astype(np.float32)
