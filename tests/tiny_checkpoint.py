@@ -45,12 +45,17 @@ def write_tiny_llama(folder: Path, chat: bool = True, tokenizer: bool = True) ->
     (folder / "config.json").write_text(json.dumps(config))
     save_file(_weights(), folder / "model.safetensors")
     if tokenizer:
-        _tokenizer().save(str(folder / "tokenizer.json"))
-        settings = {"eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-        if chat:
-            settings["chat_template"] = TEMPLATE
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        write_tokenizer(folder, chat)
     return folder
+
+
+def write_tokenizer(folder: Path, chat: bool = True) -> None:
+    """Write a tokenizer of bytes beside any model of at least VOCABULARY tokens."""
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    if chat:
+        settings["chat_template"] = TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 def _weights() -> dict[str, np.ndarray]:
