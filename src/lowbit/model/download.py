@@ -39,6 +39,8 @@ _SMALL_FILES = (
     "chat_template.json",
     "model.safetensors.index.json",
     "lowbit.json",
+    "quantize_config.json",
+    "quant_config.json",
 )
 
 

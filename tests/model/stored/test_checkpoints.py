@@ -140,3 +140,20 @@ def test_an_unknown_quantizer_is_named_with_those_that_are_read(tmp_path):
     both = arrays | {name.replace("qweight", "weight"): float_array(torch.ones(4, 4))}
     with pytest.raises(CheckpointError, match="both quantized and plain"):
         open_checkpoint(write(tmp_path / "model", config, safetensors(both)))
+
+
+def test_a_quantization_config_in_a_file_of_its_own(tmp_path):
+    """As AutoGPTQ and AutoAWQ wrote before transformers knew them."""
+    model = tiny_models.build(tiny_models.CASES["llama"])
+    for kind, name in (("gptq", "quantize_config.json"), ("awq", "quant_config.json")):
+        config, arrays = quantized(model, kind)
+        own = config.pop("quantization_config")
+        del own["quant_method"]
+        if kind == "awq":
+            own = {"w_bit": 4, "q_group_size": own["group_size"], "zero_point": True, "version": "GEMM"}
+        folder = write(tmp_path / kind, config, safetensors(arrays))
+        with pytest.raises(CheckpointError, match="qweight is stored quantized, but there is no"):
+            load_model(folder)
+        (folder / name).write_text(json.dumps(own))
+        loaded = load_model(folder)
+        assert loaded.weights["model.layers.0.mlp.up_proj.weight"].terms[0].kind != "floats"

@@ -89,6 +89,26 @@ def test_bitnet(linear_class, scale, tmp_path):
             read_matrix(tmp_path, floats, config)
 
 
+@interop("HF bitnet, AutoBitLinear online (floats)")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_bitnet_rounded_at_every_call(dtype, tmp_path):
+    """Its floats become what WeightQuant makes of them; matrices that are not converted stay floats."""
+    rounding = pytest.importorskip("transformers.integrations.bitnet").WeightQuant
+    torch._dynamo.config.disable = True
+    weight = (torch.randn(72, 100, generator=torch.Generator().manual_seed(6)) * 0.03).to(dtype)
+    config = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    matrix = read_matrix(tmp_path, {"weight": weight}, config)
+    if dtype == torch.float32:  # the mean is summed in another order
+        np.testing.assert_allclose(matrix.dequantize(), rounding.apply(weight).numpy(), rtol=1e-6)
+    else:
+        equal(matrix, rounding.apply(weight))
+    stem = "model.layers.0.mlp.up_proj"
+    kept = stored_tensors(
+        tmp_path, {f"{stem}.weight": weight}, config | {"modules_to_not_convert": ["up_proj"]}
+    )
+    assert not kept.packed(f"{stem}.weight")
+
+
 @interop("HF bitnet, whole layers")
 def test_a_bitnet_layer_computes_the_same(tmp_path):
     """BitLinear with activations that are integers already: its rounding and ours change nothing."""
@@ -114,7 +134,7 @@ def test_ternary_weights_that_cannot_be_are_refused(tmp_path):
     arrays["weight"][1, 1] = 0b11_00_00
     with pytest.raises(CheckpointError, match="code of 3"):
         read_matrix(tmp_path, arrays, {"quant_method": "bitnet"})
-    with pytest.raises(UnsupportedError, match="online"):
+    with pytest.raises(UnsupportedError, match="'bitlinear' and quantization_mode='online'"):
         read_matrix(tmp_path, arrays, {"quant_method": "bitnet", "quantization_mode": "online"})
     with pytest.raises(UnsupportedError, match="use_rms_norm"):
         read_matrix(tmp_path, arrays, {"quant_method": "bitnet", "use_rms_norm": True})

@@ -33,6 +33,7 @@ METHODS = {
 }
 _CACHES = (".k_scale", ".v_scale", ".q_scale", ".k_zero_point", ".v_zero_point")  # of keys and values
 _EXPERTS = ("_blocks", "_scales")
+_QUANTIZED = (".qweight", ".weight_packed", ".weight.absmax")
 
 
 class StoredTensors:
@@ -50,6 +51,13 @@ class StoredTensors:
         self._packed: dict[str, Arrays] = {}
         self._last: tuple[str, PackedMatrix] | None = None
         self._names = list(files)
+        if not quantization:
+            found = next((name for name in files if name.endswith(_QUANTIZED)), None)
+            if found is not None:
+                raise CheckpointError(
+                    f"{where}: {found} is stored quantized, but there is no quantization_config that says "
+                    "how; fetch the whole directory"
+                )
         if not quantization or self.method == "lowbit":
             return
         self._module: Any = import_module(f"lowbit.model.stored.{METHODS[self.method]}")
