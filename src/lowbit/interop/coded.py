@@ -80,17 +80,21 @@ def _coded(matrix: PackedMatrix, shape: Shape) -> Coded | None:
         return None
     middle = 1 << (shape.bits - 1)
     rows = matrix.out_features
-    numbers = found.numbers(0, rows)
     if found.zero_points is None or _constant(found):
         if _symmetric_bits(found) > shape.bits:
             return None
-        return Coded((numbers + middle).astype(np.uint8), scales, np.full(scales.shape, middle, np.uint8))
+        if found.zero_points is None and found.consecutive:
+            codes = found.codes(0, rows) + np.uint8((int(found.table[0]) + middle) % 256)
+        else:
+            codes = (found.numbers(0, rows) + middle).astype(np.uint8)
+        return Coded(codes, scales, np.full(scales.shape, middle, np.uint8))
     if shape.symmetric or int(found.table.max()) >> shape.bits or int(found.zero_points.max()) >> shape.bits:
         return None
     zero_points = spread(found.zero_points, found.group, group, columns)
     if zero_points is None:
         return None
-    codes = numbers.reshape(rows, zero_points.shape[1], -1) + zero_points[:, :, None].astype(np.int16)
+    numbers = found.numbers(0, rows).reshape(rows, zero_points.shape[1], -1)
+    codes = numbers + zero_points[:, :, None].astype(np.int16)
     return Coded(codes.reshape(rows, columns).astype(np.uint8), scales, zero_points.astype(np.uint8))
 
 

@@ -21,7 +21,7 @@ from lowbit.interop.gguf_exact import narrowed, widened
 from lowbit.interop.loss import Loss, refuse
 from lowbit.interop.module import Packing, Seen, Target, rounded
 from lowbit.interop.parts import Planned, planned_tensors
-from lowbit.interop.slabs import decoded, slabs
+from lowbit.interop.slabs import decoded, rows_of, slabs
 from lowbit.model.checkpoint import Checkpoint
 from lowbit.model.tensors import EMBEDDING, HEAD
 from lowbit.packed import FloatTerm, PackedMatrix, TensorWriter
@@ -206,7 +206,7 @@ def _rounded(
     if arrays is None:
         raise UnsupportedError(f"{what} to {packing.format}: the weights are beyond its scales")
     rows = loss.sample(*weight.shape)
-    loss.add(weight[:rows], matrix.dequantize()[:rows])
+    loss.add(weight[:rows], rows_of(matrix, 0, rows).dequantize())
     return arrays
 
 

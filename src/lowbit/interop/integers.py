@@ -52,11 +52,25 @@ class Integers:
     def columns(self) -> int:
         return self.matrix.in_features
 
-    def numbers(self, first: int, count: int) -> np.ndarray:
-        """int16 [count, inputs] of the rows from `first` on, a multiple of 32; zero-points taken off."""
+    @property
+    def consecutive(self) -> bool:
+        """Is each number one more than the one before it?"""
+        return bool((np.diff(self.table) == 1).all())
+
+    def codes(self, first: int, count: int) -> np.ndarray:
+        """uint8 [count, inputs]: indices into the table."""
         term = rows_of(self.matrix, first, count).terms[0]
         assert isinstance(term, CodeTerm)
-        numbers = self.table.astype(np.int16)[term.unpack(count, self.columns)]
+        return term.unpack(count, self.columns)
+
+    def numbers(self, first: int, count: int) -> np.ndarray:
+        """int16 [count, inputs] of the rows from `first` on, a multiple of 32; zero-points taken off."""
+        codes = self.codes(first, count)
+        if self.consecutive:
+            numbers = codes.astype(np.int16)
+            numbers += np.int16(self.table[0])
+        else:
+            numbers = self.table.astype(np.int16)[codes]
         if self.zero_points is not None:
             zero_points = self.zero_points[first : first + count].astype(np.int16)
             numbers.reshape(*zero_points.shape, -1)[:] -= zero_points[:, :, None]
