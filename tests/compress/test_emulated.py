@@ -36,6 +36,22 @@ def test_nothing_rounded_is_the_model(case):
         np.testing.assert_allclose(found.logits, expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
 
 
+@pytest.mark.parametrize("method", ACTIVATIONS)
+def test_experts_have_ranges_of_their_own(method):
+    """8 bits lose little; an expert that calibration never saw is named, not guessed."""
+    checkpoint = networks.Memory("mixtral")
+    before = emulated_logits(checkpoint, TOKENS).logits
+    calibration = CALIBRATION if ACTIVATIONS[method].calibrated else None
+    found = emulated_logits(checkpoint, TOKENS, method, calibration=calibration)
+    assert found.activation_bits < 17 and not np.array_equal(found.logits, before)
+    same = np.abs(found.logits - before).max(-1) < 0.2 * np.abs(before).max()
+    if found.activation_bits >= 8:
+        assert same.mean() > 0.6  # the others came to another expert
+    if calibration is not None:
+        with pytest.raises(RequestError, match=r"no calibration token came to mlp\.experts\.\d"):
+            emulated_logits(checkpoint, TOKENS, method, calibration=calibration[:1, :1])
+
+
 @pytest.fixture(scope="module")
 def exact():
     return emulated_logits(networks.Memory("qwen3-windows"), TOKENS).logits

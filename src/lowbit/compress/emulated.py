@@ -143,13 +143,18 @@ class _Rounding:
         if self._activation is not None:
             method, options = self._activation
             for name in set(leader.values()):
-                self._rounds[name] = method.prepare(samples.get(name), **options)
+                if name in samples or not method.calibrated:
+                    self._rounds[name] = method.prepare(samples.get(name), **options)
 
     def hook(self, name: str, x: torch.Tensor) -> torch.Tensor:
         if self._kv is not None and self._kv[0].reads == "input" and name in (_KEYS, _VALUES):
             x = self._from_input(name, x)
-        if not self._rounds:
+        if self._activation is None:
             return x
+        if self._leader[name] not in self._rounds:
+            raise RequestError(
+                f"emulate: no calibration token came to {name.rpartition('.')[0]}; give more calibration text"
+            )
         rounded, bits = self._rounds[self._leader[name]](x.reshape(-1, x.shape[-1]).numpy())
         self._add(0, bits, x.numel())
         return torch.from_numpy(rounded).view(x.shape)
