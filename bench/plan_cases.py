@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from lowbit.measure.synthetic import Stepper, forget, llama, synthetic
 from lowbit.plan.budget import Budget, parse_choices
 from lowbit.plan.cost import StepCost
 from lowbit.plan.machine import MeasuredMachine
-from lowbit.plan.memory import Memory, kv_bytes, rows_bytes, weight_bytes
+from lowbit.plan.memory import TOKENIZER_BYTES, Memory, kv_bytes, rows_bytes, weight_bytes
 from lowbit.plan.network import network_from, network_of
 from lowbit.plan.planner import Planner
 from lowbit.plan.profile import Profile, load
@@ -74,8 +76,8 @@ def _operators() -> Iterator[tuple[str, dict[str, Any], Scheme, int, list[Step]]
         wide = llama(3, 1792, 6912, 14, 7)
         yield f"products {name}", wide, Scheme.parse(name), 8, [((), (0,) * t) for t in tokens]
     for bits in (16, 8, 4):
-        config = llama(6, 384, 768, 12, 6, head_dim=64)
-        steps: list[Step] = [((), (3000,)), ((), (700,) * 3), (((90, 1200),), ()), (((48, 300),), ())]
+        config = llama(8, 768, 2304, 12, 6, head_dim=64)
+        steps: list[Step] = [((), (5000,)), (((90, 1200),), ()), (((48, 300),), ()), ((), (1500,) * 3)]
         yield f"attention kv{bits}", config, Scheme.parse("int4-g32"), bits, steps
     head = llama(1, 896, 256, 7, 7, vocab=65536)
     scheme = Scheme.parse({"weights": "int4-g32", "embedding": "int8-g32"})
@@ -90,7 +92,7 @@ def operators(machine: MeasuredMachine, quick: bool, cache: Path, say: Say) -> l
         stepper = Stepper(model)
         cost = StepCost(network_of(model.config), scheme, machine, bits)
         for step in steps:
-            seconds = min(stepper.time(*step, STEPS, ROUNDS))
+            seconds = statistics.median(stepper.time(*step, STEPS, ROUNDS))
             family = "prompt" if step[0] else "decode"
             where = f"{len(step[1])} at {step[1][0]}" if step[1] else f"{step[0][0][0]} after {step[0][0][1]}"
             factors = machine.factors(family, (scheme.weights,))
@@ -141,8 +143,6 @@ def token(machine: MeasuredMachine, quick: bool, cache: Path, say: Say) -> list[
 
 def first(machine: MeasuredMachine, quick: bool, cache: Path, say: Say) -> list[dict[str, Any]]:
     """Time to the first token: prompts in calls of 512 tokens, as the engine reads them."""
-    import time
-
     from lowbit.engine.sequence import PREFILL_CHUNK, new_cache
     from lowbit.measure.synthetic import fill
 
@@ -155,13 +155,13 @@ def first(machine: MeasuredMachine, quick: bool, cache: Path, say: Say) -> list[
         fill(model, cache_of, 128)
         for prompt in PROMPTS[:2] if config is LLAMA_1B else PROMPTS:
             times = []
-            for _ in range(2):
+            for _ in range(3):
                 cache_of.truncate(0)
                 begun = time.perf_counter()
                 fill(model, cache_of, prompt, PREFILL_CHUNK)
                 times.append(time.perf_counter() - begun)
             predicted = cost.prompt_seconds(prompt)
-            rows.append(row(name, f"{name}: {prompt} tokens", min(times), predicted, factors))
+            rows.append(row(name, f"{name}: {prompt} tokens", statistics.median(times), predicted, factors))
         del model, cache_of
         forget()
     return rows
@@ -209,7 +209,7 @@ def memory(machine: MeasuredMachine, quick: bool, cache: Path, say: Say) -> list
             weight_bytes(network, scheme),
             kv_bytes(network, bits, used),
             rows_bytes(network, min(work.pass_tokens, used)),
-            machine.profile.runtime_bytes,
+            machine.profile.runtime_bytes + TOKENIZER_BYTES * network.vocab,
         )
         rows.append(
             row("run", f"SmolLM2-135M, {name}, kv{bits}", peak, parts.total, machine.factors("memory"))

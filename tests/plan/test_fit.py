@@ -152,6 +152,15 @@ def test_formats_that_were_not_measured_follow_the_most_alike():
     assert made.rate(parse_format("int8-g32"), 16, 96) > 1.5 * made.rate(parse_format("int8-g32"), 8, 96)
 
 
+def test_intervals_are_wider_for_formats_of_another_kind():
+    made = machine()
+    assert made.is_known(parse_format("int4-g128")) and not made.is_known(parse_format("nf4-g32"))
+    wide = {**profile().residuals, "format": [0.1 * i - 1.0 for i in range(21)]}
+    made = machine(residuals=wide)
+    known, guessed = (made.factors("decode", (parse_format(n),)) for n in ("int4-g64", "nf4-g32"))
+    assert guessed[0] < known[0] and guessed[1] > known[1] and known == made.factors("decode")
+
+
 def test_intervals_need_enough_points():
     assert bounds([0.1] * 8) is None  # 9 points are the least for 90%
     low, high = bounds([-0.1, 0.05, 0.0, 0.02, -0.03, 0.01, 0.0, 0.04, 0.2])

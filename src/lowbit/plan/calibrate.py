@@ -106,6 +106,8 @@ def format_residuals(fitted: Fitted) -> list[float]:
         if bits != 8 or name == REFERENCE:
             continue
         blind = MeasuredMachine(_empty(others))
+        if blind.is_known(parse_format(name)):
+            continue  # of the formats left out, those that have no near relative
         for at, rate in zip(tokens, rates):
             guess = blind.rate(parse_format(name), bits, at)
             if rate > 0 and guess > 0:

@@ -19,6 +19,7 @@ from lowbit.plan.profile import Profile
 from lowbit.plan.work import Amounts
 
 REFERENCE = "int4-g32"
+NEAR = 4.0  # distance of formats that differ in the size of their groups
 MEMORY_BOUND, ARITHMETIC_BOUND = 4, 48  # tokens: bytes decide up to the first, arithmetic from the second
 
 
@@ -57,6 +58,11 @@ class MeasuredMachine:
 
     def is_measured(self, fmt: Format, bits: int = 8) -> bool:
         return (fmt.name, bits) in self.profile.rates
+
+    def is_known(self, fmt: Format, bits: int = 8) -> bool:
+        """Measured, or of a kind and width that was, with groups of another size."""
+        others = (self._formats[name] for name, width in self.profile.rates if width == bits)
+        return min((distance(fmt, other) for other in others), default=math.inf) <= NEAR
 
     def part(self, amounts: Amounts) -> Part:
         """Seconds of a step."""
@@ -144,7 +150,7 @@ class MeasuredMachine:
     def factors(self, family: str, formats: tuple[Format, ...] = ()) -> tuple[float, float] | None:
         """Of an interval around a prediction of this family; wider where a format was not measured."""
         residuals = self.profile.residuals
-        if any(not self.is_measured(fmt) for fmt in formats) and "format" in residuals:
+        if any(not self.is_known(fmt) for fmt in formats) and "format" in residuals:
             guessed, own = bounds(residuals["format"]), bounds(residuals.get(family, []))
             if guessed is None or own is None:
                 return None

@@ -21,6 +21,9 @@ from lowbit.plan.network import Network
 
 SEGMENT, PAGE, KEY_GROUP = 256, 64, 64  # native/kv_pool.h, native/kv_pages.h
 FLOAT = 4
+TOKENIZER_BYTES = (
+    110  # per token of the vocabulary; what `lowbit run` of SmolLM2-135M takes beyond all else here
+)
 SYSTEM_PAGE = 4096  # a block of the pool is of whole pages
 
 

@@ -23,7 +23,15 @@ from lowbit.plan.cost import StepCost
 from lowbit.plan.device import SpecifiedMachine
 from lowbit.plan.items import AnyMachine, LinearFigures
 from lowbit.plan.machine import MeasuredMachine
-from lowbit.plan.memory import Memory, fits, kv_bytes, plain_kv_bytes, rows_bytes, weight_bytes
+from lowbit.plan.memory import (
+    TOKENIZER_BYTES,
+    Memory,
+    fits,
+    kv_bytes,
+    plain_kv_bytes,
+    rows_bytes,
+    weight_bytes,
+)
 from lowbit.plan.network import Network
 from lowbit.plan.work import tensor_name
 
@@ -290,7 +298,8 @@ class Planner:
         keys = batch * kv_bytes(n, bits, b.context)
         wide = 8 if scheme.activations == "int8" else 16
         rows = rows_bytes(n, min(cost.work.pass_tokens, max(b.prompt_tokens, batch)), wide, batch)
-        return Memory(weight_bytes(n, scheme), keys, rows, self.machine.profile.runtime_bytes)
+        process = self.machine.profile.runtime_bytes + TOKENIZER_BYTES * n.vocab
+        return Memory(weight_bytes(n, scheme), keys, rows, process)
 
 
 def limited(plan: Plan) -> dict[str, float]:

@@ -54,7 +54,8 @@ def plan_json(planner: Planner, plan: Plan, model: str) -> dict[str, Any]:
     def figure(name: str, value: float | None, factors: tuple[float, float] | None, source: str) -> None:
         result[name] = value
         result[f"{name}_interval"] = around(value, factors)
-        result[f"{name}_source"] = source if value is not None else f"unavailable: {source}"
+        known = value is not None or source.startswith("unavailable")
+        result[f"{name}_source"] = source if known else f"unavailable: {source}"
 
     figure("time_to_first_token_seconds", f.ttft, prompt, prompt_source)
     figure("time_per_token_seconds", f.tpot, decode, decode_source)
