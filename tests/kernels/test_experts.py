@@ -13,7 +13,14 @@ from lowbit import _native
 from lowbit.packed import PackedMatrix
 
 from .expert_net import NETS, build, chosen, logits, make, random_tokens, reference
-from .test_side_terms import codes_term, columns_term, entries_term, low_rank_term, rows_term
+from .test_side_terms import (
+    codes_term,
+    columns_term,
+    entries_term,
+    gathered_term,
+    low_rank_term,
+    rows_term,
+)
 
 # Float weights: sums of up to 80 float32 products in another order, through two layers.
 TOLERANCE = 2e-5
@@ -156,7 +163,7 @@ def test_a_token_that_is_not_finite_stays_alone(bits):
         np.testing.assert_array_equal(np.isfinite(alone[0]), np.isfinite(ours[at]))
 
 
-@pytest.mark.parametrize("beside", ["excluded", "entries", "low rank", "rows"])
+@pytest.mark.parametrize("beside", ["excluded", "entries", "low rank", "rows", "gathered"])
 def test_experts_with_terms_beside_codes(beside, threads):
     """Products of such matrices have barriers inside, so experts take their turn one by one."""
     net = make(replace(NETS["odd_sizes"], activation_bits=8))
@@ -166,6 +173,7 @@ def test_experts_with_terms_beside_codes(beside, threads):
         "entries": lambda shape: entries_term(rng, shape, 40),
         "low rank": lambda shape: low_rank_term(rng, shape, 3),
         "rows": lambda shape: rows_term(rng, 8, shape, 9),
+        "gathered": lambda shape: gathered_term(rng, 4, shape),
     }[beside]
 
     def pack(x):
