@@ -88,9 +88,7 @@ def test_the_documented_layout(bits, desc_act, tmp_path):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptqmodel(bits, version, tmp_path):
     """Its own module dequantizes, after its own conversion of version 1: words overflow alike."""
-    qlinear = pytest.importorskip(
-        "gptqmodel.nn_modules.qlinear.torch", reason="pip install --no-deps gptqmodel"
-    )
+    qlinear = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch", reason="pip install gptqmodel")
     from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
 
     for shape in SHAPES:
