@@ -39,12 +39,18 @@ lowbit runs language models in few bits.
 `lowbit help` lists all verbs, `lowbit VERB --help` their options.
 """
 
-_MODULES = {"eval": "evaluate", "bench kernels": "bench_kernels", "bench serve": "bench_serve"}
+_MODULES = {
+    "eval": "evaluate",
+    "plan serve": "plan_serve",
+    "bench kernels": "bench_kernels",
+    "bench serve": "bench_serve",
+}
 
 # Verbs of two words; `lowbit bench ./kernels` measures a model of that name.
 SUBVERBS = {
     "bench kernels": "measure single products of any format against the machine's bounds",
     "bench serve": "put load on a server: throughput and how long its users wait",
+    "plan serve": "simulate a service: what its users would meet, how many it can take",
 }
 
 

@@ -87,13 +87,14 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
         return {"devices": [device.to_json() for device in DEVICES.values()]}
     network = read_network(description(args.model))
-    machine = _machine(args, network)
+    machine = machine_of(args, network)
     if args.view:
         return _view(args, network, machine)
     return _plans(args, network, machine)
 
 
-def _machine(args: argparse.Namespace, network: Network) -> AnyMachine:
+def machine_of(args: argparse.Namespace, network: Network) -> AnyMachine:
+    """The published device that is asked for, or this machine as it was measured."""
     from lowbit.plan import profile
     from lowbit.plan.device import SpecifiedMachine, device_named
     from lowbit.plan.machine import MeasuredMachine
