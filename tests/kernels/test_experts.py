@@ -178,7 +178,8 @@ def test_experts_with_terms_beside_codes(beside, threads):
 
     def pack(x):
         shape = (*x.shape, 0)
-        return PackedMatrix(*x.shape, (codes_term(rng, 4, shape), add(shape))).native()
+        codes = () if beside == "gathered" else (codes_term(rng, 4, shape),)
+        return PackedMatrix(*x.shape, (*codes, add(shape))).native()
 
     threads(1)
     decoder = build(net, pack)
