@@ -17,7 +17,7 @@ from lowbit.model.checkpoint import open_checkpoint
 from lowbit.model.gguf_file import GGUFFile
 from lowbit.model.gguf_types import TENSOR_TYPES, TensorType
 from lowbit.model.json_file import read_json
-from lowbit.packed import CodeTerm, FloatTerm, PackedMatrix, TensorFile
+from lowbit.packed import CodeTerm, FloatTerm, GatheredTerm, PackedMatrix, TensorFile
 
 if TYPE_CHECKING:
     from lowbit.model.checkpoint import Checkpoint
@@ -278,7 +278,8 @@ def _stored_sizes(found: Inspection, held: dict[str, tuple[str, tuple[int, ...],
 def _matrix_words(matrix: PackedMatrix) -> tuple[str, str]:
     """(words, kernel) for the terms of a matrix."""
     words, kernel = [], "codes"
-    for term in matrix.terms:
+    for whole in matrix.terms:
+        term = whole.codes if isinstance(whole, GatheredTerm) else whole
         if isinstance(term, CodeTerm):
             words.append(
                 _code_words(
@@ -294,6 +295,8 @@ def _matrix_words(matrix: PackedMatrix) -> tuple[str, str]:
             words.append(_FLOATS[term.type])
         else:
             words.append(term.kind.replace("_", " "))
+        if isinstance(whole, GatheredTerm):
+            words[-1] += ", inputs gathered"
     if all(not term.quantized for term in matrix.terms):
         kernel = "floats"
     return " + ".join(words), kernel

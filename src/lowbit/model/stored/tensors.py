@@ -125,6 +125,11 @@ class StoredTensors:
             )
         if self.method == "bitsandbytes" and any(arrays.has("SCB") for arrays in self._packed.values()):
             notes.append("LLM.int8(): inputs above the threshold are rounded to int8 too, in groups of 64")
+        schemes = [scheme for _, scheme in getattr(self._config, "schemes", ())]
+        if METHODS[self.method] == "fp8" or any(scheme.floats and scheme.bits == 8 for scheme in schemes):
+            notes.append(
+                "fp8: products take its values on a grid of 1 / 16256 of the largest, sums are exact"
+            )
         return notes
 
     def _find(self) -> None:
