@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 pytest.importorskip("lowbit._native")
 
 from lowbit.compress import quantize_checkpoint
+from lowbit.compress.choose import resolve_auto
+from lowbit.formats.auto import Auto
 from lowbit.model.checkpoint import open_checkpoint
 from lowbit.model.loader import load_model
 from lowbit.model.reference import reference_logits
@@ -69,3 +71,21 @@ def test_quantized_models_of_every_family_run(name, tmp_path, monkeypatch):
     assert max(lost.values()) < 0.2 * divergence(wanted, even)
     assert lost["gptq"] < 2.5 * lost["rtn"]
     assert lost["awq"] < 2.5 * lost["rtn"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma3", "mixtral"])
+def test_bits_are_chosen_for_every_family(name, tmp_path):
+    """Sensitivities by gradients and by measuring: the budget is met, and the sum foretells the whole."""
+    folder = tiny_models.save(tiny_models.build(tiny_models.CASES[name]), tmp_path / "model")
+    with open_checkpoint(folder) as checkpoint:
+        for sensitivity in ("fisher", "kl"):
+            auto = Auto(choices="int4-g32,int6-g32", bits=5.6, sensitivity=sensitivity, samples=4)
+            scheme, report = resolve_auto(auto, checkpoint, WINDOWS[:4])
+            assert 5.2 < report["bits_per_weight"] <= 5.6
+            assert 0 < report["achieved_kl"] < 10 * report["predicted_kl"]
+            position = scheme.format_for("model.embed_positions.weight")
+            assert (
+                position.float_type
+                == scheme.format_for("model.layers.0.mlp.router.weight").float_type
+                == "fp16"
+            )
