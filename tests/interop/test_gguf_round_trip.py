@@ -16,7 +16,7 @@ HALVES = {
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_round_trip(kind, rng):
-    """Random codes and factors; those of K types come back as the same products, if not as the same factors."""
+    """Random codes and factors; of K types the same products come back, if not the same factors."""
     blocks = rng.integers(0, 256, (64 * 512 // kind.block, kind.nbytes), dtype=np.uint8)
     for at in HALVES.get(kind.name, (0,)):
         scales = rng.normal(size=(len(blocks), 1)).astype(np.float16)

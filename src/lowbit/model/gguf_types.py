@@ -224,7 +224,7 @@ _SMALL_SCALES = {
 
 
 def scale_values(parts: Parts, kind: TensorType) -> np.ndarray:
-    """The scale of each group with the type's unit, of e8m0 and e4m3 half of it, exactly: float32 [n, groups]"""
+    """The scale of each group with the type's unit, of e8m0 and e4m3 half of it, float32 [n, groups]."""
     if kind.scale_type in _SMALL_SCALES:
         return _SMALL_SCALES[kind.scale_type][parts.scales]
     scales = parts.scales.astype(np.float32)
