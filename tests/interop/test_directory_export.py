@@ -170,6 +170,21 @@ def reference_logits(path, tmp_path):
     return tiny_models.logits(network, TOKENS)
 
 
+def test_transformers_opens_a_model_of_one_embedding(tmp_path):
+    """Tied: the head is a Linear of which nothing is stored."""
+    pytest.importorskip("compressed_tensors", reason="pip install compressed-tensors")
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4}
+    network = tiny_models.build(tiny_models.CASES["llama-tied"], **sizes)
+    source = tiny_models.save(network, tmp_path / "model")
+    lowbit.quantize(str(source), "int4-g64", tmp_path / "q", verify=False)
+    export(tmp_path / "q", "compressed-tensors", tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation="eager"
+    )
+    found, ours = tiny_models.logits(again, TOKENS), reference_logits(tmp_path / "q", tmp_path)
+    np.testing.assert_allclose(found, ours, atol=3e-4 * np.abs(ours).max(), rtol=0)
+
+
 @pytest.mark.interop(type="bitnet", direction="write", against="transformers")
 def test_bitnet_is_unpacked_by_transformers(source, tmp_path):
     from transformers.integrations.bitnet import VALUES_PER_ITEM

@@ -103,6 +103,8 @@ def export_directory(
                 done += int(np.prod(tensor.shape))
                 progress(done, total, tensor.name)
         kept = [_module(t.name) for t in tensors if t.name not in layers and _is_linear(t)]
+        if checkpoint.config.tied and "lm_head" not in kept:
+            kept.append("lm_head")  # the module is there, though nothing is stored for it
         config = target.quantization_config(packings, kept) if target is not None else None
         dtype = _TORCH[
             kinds[next(t.name for t in tensors if t.name in kinds and EMBEDDING in t.stored.parts)][0]
