@@ -155,8 +155,9 @@ void single_runs(const Operands& o) {
   end_tile(o, f);
 }
 
-// Runs of several segments. Their totals need the registers, so f stays in memory and moves once per run.
-template <size_t columns, int weight_limbs, int limbs, int depth, bool weights_outer>
+// Runs of several segments. Their totals need the registers, so f stays in memory and moves once per run, or
+// with offsets once per segment.
+template <size_t columns, int weight_limbs, int limbs, int depth, bool weights_outer, bool offsets>
 void long_runs(const Operands& o) {
   const CodeTerm& t = o.t;
   TileMemory<columns> memory(o);
@@ -197,6 +198,17 @@ void long_runs(const Operands& o) {
           });
         });
       }
+      if constexpr (offsets) {
+        const float* const group_offsets = o.panel.offsets + group * kBlockRows;
+        unroll<columns>([&](auto c) LOWBIT_UNROLLED {
+          const SegmentScale s = segment_scale(o.a, o.first + c, k, end);
+          const F32 sum = set1(static_cast<float>(s.sum) * s.activation);
+          unroll<2>([&](auto tile) LOWBIT_UNROLLED {
+            float* const at_f = memory.f[c] + tile * kTileRows;
+            store(at_f, fma(load(group_offsets + tile * kTileRows), sum, load(at_f)));
+          });
+        });
+      }
       if (end == group_end) {
         ++group;
         group_end += t.group_size;
@@ -207,7 +219,8 @@ void long_runs(const Operands& o) {
   memory.finish(o);
 }
 
-// Wide panels and offsets, which are rare: the definition of decode.h as it stands.
+// Wide panels, and offsets of groups that are runs of their own, which are rare: the definition of decode.h
+// as it stands.
 template <size_t columns, int weight_limbs, int limbs>
 void general(const Operands& o) {
   const CodeTerm& t = o.t;
@@ -241,12 +254,13 @@ void general(const Operands& o) {
   memory.finish(o);
 }
 
-template <size_t columns, int weight_limbs, int limbs, int depth>
+template <size_t columns, int weight_limbs, int limbs, int depth, bool offsets>
 void product(const Operands& o) {
   const Runs runs = runs_of(o.t);
-  if (runs.single) return single_runs<columns, weight_limbs, limbs, depth>(o);
-  if (runs.weights_outer) return long_runs<columns, weight_limbs, limbs, depth, true>(o);
-  long_runs<columns, weight_limbs, limbs, depth, false>(o);
+  if constexpr (!offsets)
+    if (runs.single) return single_runs<columns, weight_limbs, limbs, depth>(o);
+  if (runs.weights_outer) return long_runs<columns, weight_limbs, limbs, depth, true, offsets>(o);
+  long_runs<columns, weight_limbs, limbs, depth, false, offsets>(o);
 }
 
 using Tile = void (*)(const Operands&);
@@ -264,13 +278,17 @@ void walk(Operands o, size_t count, const Tile (&tiles)[widest]) {
 
 template <int weight_limbs, int limbs, int depth, size_t... narrower>
 void walk_products(const Operands& o, size_t count, std::index_sequence<narrower...>) {
-  constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, depth>...};
+  if constexpr (weight_limbs == 1) {
+    constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, depth, true>...};
+    if (o.t.offsets) return walk(o, count, tiles);
+  }
+  constexpr Tile tiles[] = {product<narrower + 1, weight_limbs, limbs, depth, false>...};
   walk(o, count, tiles);
 }
 
 template <int weight_limbs, int limbs>
 void columns_any(const Operands& o, size_t count) {
-  if (o.panel.head->wide || o.t.offsets) {
+  if (o.panel.head->wide || (o.t.offsets && (weight_limbs == 2 || runs_of(o.t).single))) {
     constexpr Tile tiles[] = {general<1, weight_limbs, limbs>, general<2, weight_limbs, limbs>};
     return walk(o, count, tiles);
   }
