@@ -169,6 +169,11 @@ def test_gptq_is_shown_as_codes(tmp_path):
     assert matrix.run_bytes == pytest.approx(64 * 32 * 4.5 / 8, rel=0.1)
 
 
+def test_a_quantization_in_a_file_of_its_own(directory):
+    (directory / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32}))
+    assert inspect_model(directory).quantization["quant_method"] == "gptq"
+
+
 def test_one_file_of_a_directory(directory):
     found = inspect_model(directory / "model-00001-of-00002.safetensors")
     assert "give the directory" in found.problems[0] and len(found.entries) == 2

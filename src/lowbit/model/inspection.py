@@ -17,6 +17,7 @@ from lowbit.model.checkpoint import open_checkpoint
 from lowbit.model.gguf_file import GGUFFile
 from lowbit.model.gguf_types import TENSOR_TYPES, TensorType
 from lowbit.model.json_file import read_json
+from lowbit.model.transformers_checkpoint import quantization_beside
 from lowbit.packed import CodeTerm, FloatTerm, GatheredTerm, PackedMatrix, TensorFile
 
 if TYPE_CHECKING:
@@ -176,10 +177,10 @@ def _directory(path: Path) -> Inspection:
     found = Inspection(path, "lowbit" if (path / "lowbit.json").is_file() else "transformers")
     fields = {}
     try:
-        fields = read_json(path / "config.json")
+        fields = {**quantization_beside(path), **read_json(path / "config.json")}
     except CheckpointError as error:
         found.problem(error)
-    stated = fields.get("quantization_config")
+    stated = fields.get("quantization_config", fields.get("compression_config"))
     found.quantization = stated if isinstance(stated, dict) else None
     architectures = fields.get("architectures")
     if isinstance(architectures, list):

@@ -34,7 +34,7 @@ class TransformersCheckpoint:
 
     def __init__(self, path: Path):
         self.path = path
-        self._fields = {**_beside(path), **read_json(path / "config.json")}
+        self._fields = {**quantization_beside(path), **read_json(path / "config.json")}
         self._files = self._locate()
         self._stored = StoredTensors(self._files, self._fields, str(path / "config.json"))
         self._arena = Arena()
@@ -179,7 +179,7 @@ class TransformersCheckpoint:
         return f"open {self.path}: neither {_SINGLE} nor {_INDEX} is there; the directory is incomplete"
 
 
-def _beside(path: Path) -> dict[str, Any]:
+def quantization_beside(path: Path) -> dict[str, Any]:
     """The quantization_config that first versions of AutoGPTQ and AutoAWQ kept in a file of its own."""
     for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
         if (path / name).is_file():
