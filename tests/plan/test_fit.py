@@ -152,6 +152,15 @@ def test_formats_that_were_not_measured_follow_the_most_alike():
     assert made.rate(parse_format("int8-g32"), 16, 96) > 1.5 * made.rate(parse_format("int8-g32"), 8, 96)
 
 
+def test_nothing_is_interpolated_across_the_crossover():
+    table = {("int4-g32", 8): ([1.0, 8.0, 16.0, 48.0, 96.0], [1.0, 2.0, 10.0, 26.0, 50.0])}
+    made = machine(rates=table)  # few up to 8 tokens
+    four = parse_format("int4-g32")
+    assert made.rate(four, 8, 5) == pytest.approx(1 + 4 / 7)
+    assert made.rate(four, 8, 9) == pytest.approx(10 - 7 * 0.5)  # the line of 16 and 48
+    assert made.rate(four, 8, 20) == pytest.approx(12)
+
+
 def test_intervals_are_wider_for_formats_of_another_kind():
     made = machine()
     assert made.is_known(parse_format("int4-g128")) and not made.is_known(parse_format("nf4-g32"))

@@ -26,7 +26,7 @@ FORMATS = (
     "int3-g16-m4", "nf4-g32", "mxfp4", "ternary-g64", "bf16",
 )  # fmt: skip
 TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 96)
-FORMAT_TOKENS = (1, 2, 4, 8, 12, 16, 48, 96)
+FORMAT_TOKENS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48, 96)
 LONG_TOKENS = (192, 480)
 ROUNDS, PASSES = 4, 2  # medians of so many steps, so often
 LONG_SECONDS = 0.05  # of a step from which two make a round
@@ -89,8 +89,8 @@ def cases() -> Iterator[Case]:
     deep = llama(128, 640, 1792, 10, 5)
     yield Case("long", deep, plain, 8, tuple(_read(t) for t in LONG_TOKENS), shared=True)
     # The longest first: the others cut its cache.
-    attention = (_decode(1, 4096), _read(96, 1984), _decode(1, 1024), _read(96, 448), _read(64))
-    attention += (_decode(4, 768),)
+    alone = (_decode(1, 4096), _read(96, 1984), _decode(1, 1024), _read(96, 448), _read(64))
+    attention = (*alone, _decode(4, 768))
     for bits in (16, 8, 4, 2):
         for heads, kv_heads, dim in ((16, 16, 64), (16, 4, 64), (16, 2, 128))[
             : {16: 3, 8: 3, 4: 2, 2: 1}[bits]

@@ -107,6 +107,9 @@ class MeasuredMachine:
         if last < tokens < grid[-1] and fmt.float_type is None:
             unpacked = [(t, v) for t, v in zip(grid, values) if t > last]
             value = rate_at([t for t, _ in unpacked], [v for _, v in unpacked], tokens)
+            if tokens < unpacked[0][0] and len(unpacked) > 1:  # unpacking once, then so much a token
+                (t, v), (u, w) = unpacked[:2]
+                value = max(v - (w - v) / (u - t) * (t - tokens), v * tokens / t)
         elif tokens < last < grid[-1] and any(t <= last for t in grid):
             decoded = [(t, v) for t, v in zip(grid, values) if t <= last]
             value = rate_at([t for t, _ in decoded], [v for _, v in decoded], tokens)
