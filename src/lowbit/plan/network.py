@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Network:
     def n_layers(self) -> int:
         return len(self.layers)
 
-    @property
+    @cached_property
     def matrix_weights(self) -> int:
         """Weights of all matrices of the layers, every expert counted."""
         return sum(m.weights * m.copies for layer in self.layers for m in layer.matrices)
@@ -106,7 +107,7 @@ class Network:
         """Of the token embedding and, where it is not the same, of the output head."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
-    @property
+    @cached_property
     def parameters(self) -> int:
         return self.matrix_weights + self.embedding_weights + self.vectors + self.positions * self.hidden
 
