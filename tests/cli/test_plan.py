@@ -81,3 +81,25 @@ def test_devices_are_listed(files, capsys):
     assert status == 0 and {d["flag"] for d in told["devices"]} == {"specification"}
     assert main(["plan", "any", "--list-devices"]) == 0
     assert "H100" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_doctor_keeps_a_profile(files, capsys, monkeypatch):
+    """What is measured is small here; the whole way of `lowbit doctor --profile` is walked."""
+    pytest.importorskip("lowbit._native")
+    import lowbit.measure.profile as measuring
+
+    def few(cases):
+        return lambda: [next(c for c in cases() if c.kind in ("shape", "held out"))]
+
+    for name in ("cases", "held_out"):
+        monkeypatch.setattr(measuring, name, few(getattr(measuring, name)))
+    monkeypatch.setattr(measuring, "ROUNDS", 1)
+    monkeypatch.setattr(measuring, "memory_cases", list)
+    target = files / "made.json"
+    assert main(["doctor", "--profile", "--output", str(target)]) == 0
+    assert "int4-g32" in capsys.readouterr().out
+    status, told = run(
+        capsys, files / "config.json", "--profile", target, "--choices", "int4-g32", "--kv-bits", "8"
+    )
+    assert status == 0 and told["plans"][0]["memory_bytes_interval"] is None
