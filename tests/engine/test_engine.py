@@ -133,7 +133,7 @@ def test_the_event_loop_goes_on_while_the_engine_works(engine):
             await asyncio.sleep(0)
         return ticks
 
-    assert asyncio.run(main()) > 10
+    assert asyncio.run(main()) > 2  # a loop that waits for the engine turns once
 
 
 def test_many_threads(engine, model):
