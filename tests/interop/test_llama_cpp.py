@@ -3,7 +3,7 @@
 Needs llama.cpp, which `python bench/peers/llama_cpp.py` fetches and builds, SmolLM2 (`lowbit pull
 smollm2-135m`) and a text; skips without. With float32 weights both programs compute in float32 and agree to
 the fourth digit: names, order of rows, rotation and tokenizer are right. With quantized weights llama.cpp
-rounds the inputs of every product to 8 bits, and the figures of a few thousand tokens scatter by about half a
+rounds the inputs of every product to 8 bits, and the figures of a few thousand tokens scatter by a third of a
 percent.
 """
 
@@ -65,9 +65,9 @@ def ours(path: Path, text: Path, windows: int, activations: str) -> float:
 # so much worse that its perplexity moves by 4% when inputs are not rounded as llama.cpp rounds them.
 CASES = (
     ("f32", 2, "int16", 2e-4),
-    ("q8_0", 6, "int16", 5e-3),
-    ("q4_0", 6, "int16", 7e-3),
-    ("tq2_0", 5, "int8", 7e-3),
+    ("q8_0", 12, "int16", 5e-3),
+    ("q4_0", 12, "int16", 5e-3),
+    ("tq2_0", 5, "int8", 5e-3),
 )
 
 
