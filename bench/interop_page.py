@@ -1,12 +1,12 @@
-"""Make the table of docs/interop.md from the tests: which types are read and written, and who says that it is right.
+"""Make the table of docs/interop.md from the tests: which types are read and written, and who confirms it.
 
 A test that holds a type of file against an outside reference is marked
 
     @pytest.mark.interop(type="Q4_0", direction="read", against="gguf")
 
 and the table has a line for every type that a test carries, with a link to the test: nothing is claimed there
-that no test shows. `python bench/interop_page.py` rewrites the table; tests/test_interop_page.py fails while it
-is out of date. Tests of a package that is not installed here keep their lines.
+that no test shows. `python bench/interop_page.py` rewrites the table; tests/test_interop_page.py fails while
+it is out of date. Tests of a package that is not installed here keep their lines.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Collector:
 
 def shown(kind: str, file: str) -> str:
     """Types of GGUF go by short names in their tests."""
-    gguf = "gguf" in Path(file).name and not kind.startswith("GGUF")
+    gguf = any(word in Path(file).name for word in ("gguf", "llama_cpp")) and "GGUF" not in kind
     return (f"GGUF {kind}" if gguf else kind).replace("|", "/")
 
 
@@ -87,7 +87,7 @@ def collect() -> Collector:
 
 
 def render(claims: Iterable[Claim]) -> str:
-    """The table: a line for each type, and behind it who each direction is held against, as links to the tests."""
+    """The table: a line for each type, then who each direction is held against, as links to the tests."""
     cells: dict[str, dict[str, dict[str, set[str]]]] = {}
     for claim in claims:
         cell = cells.setdefault(claim.type, {}).setdefault(claim.direction, {})

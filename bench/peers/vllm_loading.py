@@ -3,7 +3,7 @@
     VLLM_PYTHON bench/peers/vllm_loading.py DIRECTORY OUT.npz
 
 vLLM reads the config, makes its modules (with q, k and v, or gate and up, in one), asks its quantization
-classes for parameters and fills them by its loaders; names, shapes, types and packing have to be what it wants.
+classes for parameters and fills them by its loaders: names, shapes, types and packing have to be right.
 Only the last step is left out, which lays weights out for a kernel of the GPU at hand. What is in the
 parameters is then decoded, for pack-quantized weights as vLLM's own batch-invariant mode does.
 tests/interop/test_vllm.py runs this. Written for vLLM 0.33, whose Python files are enough: no CUDA.

@@ -1,4 +1,4 @@
-"""A head that is the embedding stays out of other tools' quantization: transformers would look for its codes."""
+"""A head that is the embedding is no quantized layer: transformers would look for its codes."""
 
 import json
 

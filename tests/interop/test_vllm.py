@@ -1,4 +1,4 @@
-"""What we export is what vLLM holds once its own code has loaded it; bench/peers/vllm_loading.py runs that."""
+"""What we export is what vLLM holds after its own code has loaded it, by bench/peers/vllm_loading.py."""
 
 import importlib.util
 import os
