@@ -1,8 +1,8 @@
 """What a format costs in accuracy, before anything is quantized.
 
 Loss is the relative increase of perplexity: exp(KL) - 1, with KL the divergence of the outputs from the
-    original's in nats per token. The best knowledge is a measured sensitivity of each matrix (`lowbit
-    quantize MODEL auto --json` reports it; see lowbit.compress.sensitivity). Without one a prior holds:
+original's in nats per token. The best knowledge is a measured sensitivity of each matrix (`lowbit quantize
+MODEL auto --json` reports it; see lowbit.compress.sensitivity). Without one a prior holds:
 
     KL = a(parameters) m(method) sum over matrices  share of the weights * e(format)
 
