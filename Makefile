@@ -30,9 +30,9 @@ build: $(VENV)/.base
 $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop scipy transformers
-	$(BIN)/python -m pip install -q --no-deps compressed-tensors loguru
+	$(BIN)/python -m pip install -q --no-deps compressed-tensors loguru bitsandbytes
 	$(BIN)/python -m pip install -q uvicorn uvloop httptools msgspec prometheus_client llguidance \
-	  httpx openai schemathesis playwright lm_eval codecarbon
+	  httpx openai schemathesis playwright lm_eval codecarbon accelerate
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.base

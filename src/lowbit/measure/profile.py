@@ -101,7 +101,7 @@ def cases() -> Iterator[Case]:
             yield Case("attention", config, plain, bits, attention)
     for name in FORMATS:
         scheme = Scheme.parse(name)
-        # A model's weights are far beyond any cache: a few tokens meet a third more time there than in 100 MB.
+        # A model is far beyond any cache: few tokens take a third more time there than on 100 MB.
         deep = llama(3 if name == "bf16" else 7, 2048, 8192, 32, 8)
         yield Case("format", deep, scheme, 8, tuple(_decode(t) for t in FORMAT_TOKENS if t <= FEW))
         size = llama(2 if name == "bf16" else 3, 2048, 8192, 32, 8)
