@@ -8,6 +8,9 @@ import pytest
 
 # No test measures this machine or writes to the user's cache folder unless it says so.
 os.environ.setdefault("LOWBIT_TUNING", "off")
+# GPU kernels run under Triton's interpreter, which has to be chosen before anything imports Triton;
+# TRITON_INTERPRET=0 tests them on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
