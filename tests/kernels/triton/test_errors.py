@@ -12,7 +12,7 @@ from .matrices import of_format
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch")
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 
-from lowbit.kernels.triton import matmul, to_device  # noqa: E402  # after the skips
+from lowbit.kernels.triton import matmul, order, to_device  # noqa: E402  # after the skips
 from lowbit.kernels.triton.device import check_memory  # noqa: E402
 
 
@@ -69,6 +69,15 @@ def test_out_of_memory(card):
     with pytest.raises(UnsupportedError, match=r"needs 1.50 GB on cuda:0, where 1.00 of 16.00 GB are free"):
         check_memory(1_500_000_000, torch.device("cuda", 0), "to_device")
     check_memory(10**9, torch.device("cuda", 0), "to_device")
+
+
+def test_out_of_memory_while_copying(matrix, device, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB; 1 GiB is free")
+
+    monkeypatch.setattr(order, "to_device", full)
+    with pytest.raises(UnsupportedError, match=r"does not fit on .*tried to allocate 2 GiB; 1 GiB is free"):
+        to_device(matrix, device)
 
 
 def test_mixed_devices(matrix, device):

@@ -34,9 +34,16 @@ def to_device(matrix: PackedMatrix, device: str | torch.device = "cuda") -> Devi
     """
     target = check_device(device, "to_device")
     check_memory(matrix.nbytes, target, f"to_device: {matrix!r}")
+    import torch
+
     from lowbit.kernels.triton import order
 
-    return order.to_device(matrix, target)
+    try:
+        return order.to_device(matrix, target)
+    except torch.OutOfMemoryError as error:  # padding, and terms that take more than in the file
+        raise UnsupportedError(
+            f"to_device: {matrix!r} does not fit on {target}: {error}; free memory, or run on the CPU"
+        ) from error
 
 
 def matmul(x: torch.Tensor, m: DeviceMatrix, activations: str = "float") -> torch.Tensor:

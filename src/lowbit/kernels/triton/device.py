@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 LEAST_CAPABILITY = (8, 0)  # Ampere: bfloat16 on tensor cores
-_REMEDY = "or run on the CPU (--device cpu)"
+_REMEDY = "or run on the CPU"
 
 
 def interpreted() -> bool:
