@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+BARE = ("-S",)  # without what an installed package, or an editable one, imports when Python starts
 CHECK = """
 from transformers.quantizers import auto
 assert auto.AUTO_QUANTIZER_MAPPING["lowbit"].__name__ == "LowbitQuantizer"
@@ -17,10 +18,10 @@ assert not [finder for finder in sys.meta_path if type(finder).__module__ == "lo
 """
 
 
-def run(code, *folders):
+def run(code, *folders, flags=()):
     path = os.pathsep.join(map(str, [*folders, ROOT / "src"]))
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", "import sys\n" + code],
+        [sys.executable, *flags, "-W", "error", "-c", "import sys\n" + code],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -44,14 +45,14 @@ def test_either_order(imports):
 
 
 def test_nothing_is_imported_for_it():
-    out = run("import lowbit\nprint(*sys.modules)").split()
+    out = run("import lowbit\nprint(*sys.modules)", flags=BARE).split()
     assert not {"torch", "transformers", "numpy", "importlib.util", "lowbit.interop"} & set(out)
 
 
 def test_importing_lowbit_imports_next_to_nothing():
     """What makes it a matter of a millisecond: these and no others. A clock would fail on a busy machine."""
-    before = set(run("print(*sys.modules)").split())
-    after = set(run("import lowbit\nprint(*sys.modules)").split())
+    before = set(run("print(*sys.modules)", flags=BARE).split())
+    after = set(run("import lowbit\nprint(*sys.modules)", flags=BARE).split())
     extra = after - before
     assert {name for name in extra if name.split(".")[0] not in sys.stdlib_module_names} == {
         "lowbit",

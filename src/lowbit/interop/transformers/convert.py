@@ -1,12 +1,14 @@
 """A transformers model takes packed weights: quantized from its own, or from a lowbit directory. And back.
 
 What lowbit takes over are linear modules and embeddings. All other parameters (norms, biases, routers,
-embeddings of a kind of their own) stay torch's, with the values that the directory has.
+embeddings of a kind of their own) stay torch's, with the values that the directory has. So do experts that
+transformers stacks in one parameter: they hold the decoded values and take the memory of floats, while their
+packed matrices are kept for saving.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +31,13 @@ from lowbit.interop.transformers.places import (
 )
 from lowbit.model.tensors import HEAD
 from lowbit.packed.planned import planned_arrays
-from lowbit.quantize.methods import parse_method
+from lowbit.quantize.methods import Choice, parse_method
 from lowbit.quantize.round_to_nearest import round_to_nearest
 
 if TYPE_CHECKING:
     from lowbit.model.lowbit_checkpoint import LowbitCheckpoint
     from lowbit.model.sources import Source
+    from lowbit.packed import PackedMatrix
 
 
 @dataclass
@@ -43,12 +46,14 @@ class Taken:
 
     found: canonical name -> its place among the parameters as they were
     slots: the modules that were exchanged; their own modules have no weight any more
+    stacked: packed matrices of which the model computes with decoded values, by canonical name
     details: lowbit.json of the directory that it was read from, None if it was quantized here
     """
 
     config: LowbitConfig
     found: dict[str, Source]
     slots: list[Slot] = field(default_factory=list)
+    stacked: dict[str, PackedMatrix] = field(default_factory=dict)
     details: dict[str, Any] | None = None
 
 
@@ -87,7 +92,8 @@ def quantize_model(model: Model, config: Any) -> Model:
                 choose = method if inside and formats[name].float_type is None else nearest
                 done[name] = PackedTensor(choose(weight, formats[name]))
         exchange(model, slot, done, config.scheme.activations)
-    _round_floats(model, taken, set(done))
+    _quantize_stacked(model, taken, method)
+    _round_floats(model, taken, {*done, *taken.stacked})
     finish(model, taken)
     if getattr(model, "hf_quantizer", None) is None:  # not by way of from_pretrained
         from lowbit.interop.transformers.quantizer import LowbitQuantizer
@@ -95,6 +101,27 @@ def quantize_model(model: Model, config: Any) -> Model:
         model.hf_quantizer = LowbitQuantizer(config, pre_quantized=False)
         model.is_quantized, model.quantization_method = True, "lowbit"
     return model
+
+
+def _quantize_stacked(model: Model, taken: Taken, method: Choice) -> None:
+    """Experts in one parameter: each becomes packed, and its decoded values take the place of its own."""
+    tensors = dict(model.named_parameters())
+    skipped = taken.config.modules_to_not_convert
+    for name, source in taken.found.items():
+        tensor = tensors.get(source.stored)
+        if source.expert is None or tensor is None or len(source.shape(tuple(tensor.shape))) != 2:
+            continue
+        if any(fnmatchcase(source.stored.rpartition(".")[0], pattern) for pattern in skipped):
+            continue
+        format = taken.config.scheme.format_for(name)
+        index = tensor.data[source.expert]
+        one = replace(source, expert=None)
+        weight = np.ascontiguousarray(one.view(as_array(index)))
+        choose = method if format.float_type is None else parse_method("rtn")
+        taken.stacked[name] = matrix = choose(weight, format)
+        values = as_array(index).copy()
+        one.put(values, matrix.dequantize())
+        index.copy_(torch.from_numpy(values))
 
 
 def _round_floats(model: Model, taken: Taken, packed: set[str]) -> None:
@@ -154,6 +181,9 @@ def fill(model: Model, checkpoint: LowbitCheckpoint, taken: Taken) -> Model:
     for name, source in taken.found.items():
         if name not in packed:
             left.setdefault(source.stored, {})[name] = source
+    for name, source in taken.found.items():
+        if source.expert is not None and name in stored and len(checkpoint.shape(name)) == 2:
+            taken.stacked[name] = checkpoint.matrix(name)
     for target, parts in left.items():
         missing = [name for name in parts if name not in stored]
         if missing:

@@ -90,6 +90,7 @@ def _packed(model: Model) -> Iterator[tuple[str, PackedMatrix]]:
     for module in model.modules():
         if isinstance(module, (PackedLinear, PackedEmbedding)):
             yield from zip(module.names, module.matrices())
+    yield from model.lowbit.stacked.items()
     scheme = model.lowbit.config.scheme
     for name, value in _floats(model):
         if value.ndim == 2:
@@ -111,7 +112,7 @@ def _plain(model: Model) -> Iterator[tuple[str, np.ndarray]]:
 
 def _floats(model: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Canonical name and float32 values of what is not packed."""
-    held = {name for slot in model.lowbit.slots for name in slot.names}
+    held = {name for slot in model.lowbit.slots for name in slot.names} | set(model.lowbit.stacked)
     tensors: dict[str, Any] = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers()),
