@@ -32,7 +32,7 @@ $(VENV)/.test: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install -q pytest hypothesis ml_dtypes gguf pychop scipy transformers
 	$(BIN)/python -m pip install -q --no-deps compressed-tensors loguru bitsandbytes
 	$(BIN)/python -m pip install -q uvicorn uvloop httptools msgspec prometheus_client llguidance \
-	  httpx openai schemathesis playwright lm_eval codecarbon accelerate
+	  httpx openai schemathesis playwright lm_eval codecarbon accelerate triton
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.base

@@ -3,7 +3,7 @@ attention over paged keys and values.
 
 The same description and the same code of a block as torch_executor.py; here the matrices stay packed and
 tokens of many sequences come together in one step. Products and attention give a token the same bits whatever
-comes with it; torch's norms and activations may differ by a last bit with the number of tokens in a step.
+comes with it; between them torch's norms and activations may not (docs/gpu.md).
 """
 
 from __future__ import annotations
