@@ -79,8 +79,10 @@ def test_views(files, capsys, view):
 def test_devices_are_listed(files, capsys):
     status, told = run(capsys, files / "config.json", "--list-devices")
     assert status == 0 and {d["flag"] for d in told["devices"]} == {"specification"}
-    assert main(["plan", "any", "--list-devices"]) == 0
+    assert main(["plan", "--list-devices"]) == 0
     assert "H100" in capsys.readouterr().out
+    assert main(["plan"]) == 2
+    assert "MODEL is missing" in capsys.readouterr().err
 
 
 @pytest.mark.slow

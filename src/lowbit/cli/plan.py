@@ -24,7 +24,10 @@ MOST_PLANS = 12
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", help=f"{options.MODEL_HELP}; or a config.json: no weights are needed"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help=f"{options.MODEL_HELP}; or a config.json: no weights are needed",
     )
     parser.add_argument(
         "--device", default="this", metavar="NAME", help="a published device; default this machine"
@@ -86,6 +89,8 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         from lowbit.plan.devices import DEVICES
 
         return {"devices": [device.to_json() for device in DEVICES.values()]}
+    if args.model is None:
+        raise options.UsageError("plan: MODEL is missing; name one, or see --list-devices")
     network = read_network(description(args.model))
     machine = machine_of(args, network)
     if args.view:
