@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "lowbit"
 MAX_LINES = 400
 
-# Room -> the rooms it may import. `errors` and `_native` are open to every room but formats, which is
-# NumPy only, and `lowbit` itself (the public names) may use all of them.
+# Room -> the rooms it may import. `errors`, `quiet` and `_native` are open to every room but formats, which
+# is NumPy only, and `lowbit` itself (the public names) may use all of them.
 ROOMS = {
     "formats": set(),
     "packed": {"formats"},
@@ -91,7 +91,7 @@ def import_complaints(path: Path) -> list[str]:
         top, *rest = module.split(".")
         if top == "lowbit":
             target = rest[0] if rest else ""
-            allowed = {room, "errors", "_native", *ROOMS[room]}
+            allowed = {room, "errors", "quiet", "_native", *ROOMS[room]}
             if room == "formats":
                 allowed.discard("_native")
             # The CLI may use the public names: it is the top of the house.

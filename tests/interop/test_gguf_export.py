@@ -1,5 +1,6 @@
 """Whole models to GGUF: what transformers' own reader and ours make of the file."""
 
+import io
 import json
 import subprocess
 import sys
@@ -178,21 +179,22 @@ def test_an_existing_file_is_kept(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("failing", ["write", "fsync"])
 def test_a_full_disk_leaves_nothing(failing, tiny_model, tmp_path, monkeypatch):
-    from lowbit.interop import gguf_writer
+    from lowbit.packed import whole_file
 
     path = tmp_path / "out" / "x.gguf"
     if failing == "write":
 
-        def put(self, data):
-            raise OSError(28, "No space left on device")
+        class Full(io.FileIO):
+            def write(self, data):
+                raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(gguf_writer.GGUFWriter, "_put", put)
+        monkeypatch.setattr(whole_file.os, "fdopen", lambda number, mode, buffering: Full(number, mode))
     else:
 
         def sync(descriptor):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(gguf_writer.os, "fsync", sync)
+        monkeypatch.setattr(whole_file.os, "fsync", sync)
     with pytest.raises(CheckpointError, match=r"No space left on device \(the file needs \d+ bytes\)"):
         export(tiny_model, "gguf:q8_0", path)
     assert list(path.parent.iterdir()) == []

@@ -38,6 +38,10 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 
     if (args.watts or args.meter) and not args.energy:
         raise options.UsageError("--watts and --meter belong to --energy; add it")
+    if args.html:
+        from lowbit.measure.pages import check_target
+
+        check_target(args.html)
     path = str(locate(args.model))
     result = bench(
         path,
@@ -53,21 +57,13 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     )
     result |= {"energy": None, "breakdown": None}
     if args.energy or args.breakdown or args.html:
-        _look_closer(path, args, result)
+        _look_closer(args, result)
     return result
 
 
-def _look_closer(path: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
+def _look_closer(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """What is measured on a model of its own, after the speeds: nothing disturbs these."""
-    from lowbit.engine import load
-
-    model = load(
-        path,
-        activations=args.activations,
-        context=args.context,
-        threads=args.threads,
-        kv_bits=args.kv_bits,
-    )
+    model = options.load_model(args)
     if args.energy:
         from lowbit.measure.phase_energy import phase_energy
 
@@ -76,11 +72,12 @@ def _look_closer(path: str, args: argparse.Namespace, result: dict[str, Any]) ->
         )
     if args.breakdown or args.html:
         from lowbit.measure.breakdown import breakdown
-        from lowbit.measure.flame import write_page
+        from lowbit.measure.flame import page
+        from lowbit.measure.pages import write_page
 
         result["breakdown"] = breakdown(model, args.prefill, args.decode, args.repeats)
         if args.html:
-            write_page(args.html, result["breakdown"], f"{args.model}: where the time of a step goes")
+            write_page(args.html, page(result["breakdown"], f"{args.model}: where the time of a step goes"))
 
 
 def _show_breakdown(found: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 from lowbit.cli import options
 from lowbit.cli.output import dim, note
-from lowbit.cli.pull import locate
 from lowbit.errors import RequestError, UnsupportedError
 
 COMMANDS = "/reset forgets the conversation, /exit ends, Ctrl-C stops an answer"
@@ -25,15 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     parameters = options.sampling_parameters(args)
-    from lowbit.engine import Conversation, load
+    from lowbit.engine import Conversation
 
-    model = load(
-        locate(args.model),
-        activations=args.activations,
-        context=args.context,
-        threads=args.threads,
-        kv_bits=args.kv_bits,
-    )
+    model = options.load_model(args)
     if not model.has_chat_template:
         raise UnsupportedError(
             f"chat: {args.model} has no chat template (it is a base model); use `lowbit run --raw`"

@@ -34,7 +34,8 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     text = read_text(Path(args.text)) if args.text else demo_text()
     from lowbit.engine import load
     from lowbit.measure import compare
-    from lowbit.measure.report import check_target, write_report
+    from lowbit.measure.pages import check_target
+    from lowbit.measure.report import write_report
 
     if args.html:
         check_target(args.html)

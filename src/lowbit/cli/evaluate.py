@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from lowbit.cli import options, output
-from lowbit.cli.pull import locate
 from lowbit.errors import RequestError
 
 
@@ -45,16 +44,9 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
     if args.tasks:
         return _tasks(args)
     text = read_text(Path(args.text)) if args.text else demo_text()
-    from lowbit.engine import load
     from lowbit.measure import perplexity
 
-    model = load(
-        locate(args.model),
-        activations=args.activations,
-        context=args.context,
-        threads=args.threads,
-        kv_bits=args.kv_bits,
-    )
+    model = options.load_model(args)
     with output.Progress("perplexity") as bar:
 
         def step(done: int, total: int, so_far: float) -> None:
@@ -76,16 +68,9 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
 def _tasks(args: argparse.Namespace) -> dict[str, Any]:
     if args.text or args.max_tokens:
         raise options.UsageError("--text and --max-tokens belong to perplexity; leave them or --tasks out")
-    from lowbit.engine import load
     from lowbit.measure.tasks import evaluate_tasks
 
-    model = load(
-        locate(args.model),
-        activations=args.activations,
-        context=args.context,
-        threads=args.threads,
-        kv_bits=args.kv_bits,
-    )
+    model = options.load_model(args)
     with output.Progress("tasks") as bar:
         found = evaluate_tasks(
             model,

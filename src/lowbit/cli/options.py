@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 from lowbit.errors import LowbitError
 
 if TYPE_CHECKING:
-    from lowbit.engine import SamplingParameters
+    from lowbit.engine import LanguageModel, SamplingParameters
 
 MODEL_HELP = "a directory, a .gguf file, a hub id (owner/name), or smollm2-135m"
 
@@ -70,6 +70,20 @@ def add_runtime(parser: argparse.ArgumentParser, context_help: str) -> None:
         metavar="N",
         help="of keys and values: 2, 4, 8 or 16 (default: what the model was quantized for, else 8 with int8 "
         "activations, 16 with int16)",
+    )
+
+
+def load_model(args: argparse.Namespace) -> LanguageModel:
+    """The model of `add_model`, as the options of `add_runtime` say."""
+    from lowbit.cli.pull import locate
+    from lowbit.engine import load
+
+    return load(
+        locate(args.model),
+        activations=args.activations,
+        context=args.context,
+        threads=args.threads,
+        kv_bits=args.kv_bits,
     )
 
 

@@ -91,6 +91,10 @@ def execute(args: argparse.Namespace) -> dict[str, Any]:
         return {"devices": [device.to_json() for device in DEVICES.values()]}
     if args.model is None:
         raise options.UsageError("plan: MODEL is missing; name one, or see --list-devices")
+    if args.html:
+        from lowbit.measure.pages import check_target
+
+        check_target(args.html)
     network = read_network(description(args.model))
     machine = machine_of(args, network)
     if args.view:
@@ -177,9 +181,10 @@ def _plans(args: argparse.Namespace, network: Network, machine: AnyMachine) -> d
     shown = [found[0], *(plan for plan in found[1:] if id(plan) in best)][:MOST_PLANS]
     result["plans"] = [report.plan_json(planner, plan, args.model) for plan in shown]
     if args.html:
+        from lowbit.measure.pages import write_page
         from lowbit.measure.plan_page import plan_page
 
-        Path(args.html).write_text(plan_page(result), encoding="utf-8")
+        write_page(args.html, plan_page(result))
         result["html"] = args.html
     return result
 
@@ -263,37 +268,13 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def _show_plans(plans: list[dict[str, Any]]) -> None:
-    from lowbit.measure.plan_page import label
+    from lowbit.measure.plan_page import COLUMNS, cells
 
-    header = ["formats", "KV", "users", "first token", "per token", "tokens/s", "memory", "loss", "J/token"]
-    rows = []
-    for plan in plans:
-        joules = plan["joules_per_token"]
-        rows.append(
-            [
-                label(plan),
-                str(plan["kv_bits"]),
-                str(plan["batch"]),
-                _with(plan, "time_to_first_token_seconds", 1e3, "ms"),
-                _with(plan, "time_per_token_seconds", 1e3, "ms"),
-                _with(plan, "tokens_per_second", 1, ""),
-                _with(plan, "memory_bytes", 1e-6, "MB"),
-                _with(plan, "loss", 100, "%"),
-                "unknown" if joules is None else f"{joules:.3g}",
-            ]
-        )
-    sys.stdout.write(output.table(header, rows, range(1, len(header))))
-
-
-def _with(plan: dict[str, Any], name: str, unit: float, suffix: str) -> str:
-    """`12.3 ms [11.8, 13.1]`"""
-    text = (
-        f"{plan[name] * unit:,.3g} {suffix}".strip()
-        if plan[name] * unit < 1e4
-        else f"{plan[name] * unit:,.0f} {suffix}"
-    )
-    bounds = plan[f"{name}_interval"]
-    return text if bounds is None else f"{text} [{bounds[0] * unit:,.3g}, {bounds[1] * unit:,.3g}]"
+    rows = [
+        [text if bounds is None else f"{text} [{bounds[0]}, {bounds[1]}]" for text, bounds in cells(plan)]
+        for plan in plans
+    ]
+    sys.stdout.write(output.table(COLUMNS, rows, range(1, len(COLUMNS))))
 
 
 def _show_devices(devices: list[dict[str, Any]]) -> None:

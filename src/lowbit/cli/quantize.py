@@ -87,9 +87,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     if args.report:
-        from lowbit.measure import report
+        from lowbit.measure import pages, report
 
-        report.check_target(args.report)
+        pages.check_target(args.report)
     source, target = locate(args.model), Path(args.output)
     if args.format != "auto":
         for name in ("bits", "bytes", "choices", "sensitivity", "seconds", "timings"):

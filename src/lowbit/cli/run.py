@@ -9,7 +9,6 @@ from typing import Any
 
 from lowbit.cli import options
 from lowbit.cli.output import note
-from lowbit.cli.pull import locate
 from lowbit.errors import RequestError
 
 
@@ -35,15 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> dict[str, Any]:
     parameters = options.sampling_parameters(args)
     prompt = _prompt(args)
-    from lowbit.engine import load
-
-    model = load(
-        locate(args.model),
-        activations=args.activations,
-        context=args.context,
-        threads=args.threads,
-        kv_bits=args.kv_bits,
-    )
+    model = options.load_model(args)
     raw = args.raw or not model.has_chat_template
     asked: Any = prompt
     if raw:

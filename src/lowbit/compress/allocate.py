@@ -8,16 +8,13 @@ SciPy's HiGHS. With sizes as the only limit and Tr(H) ||dW||^2 for sensitivities
 
 from __future__ import annotations
 
-import ctypes
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 
 from lowbit.errors import FormatError
+from lowbit.quiet import without_output
 
 _SCALE = 1e6  # of the objective: HiGHS stops at an absolute gap of 1e-6
 _GAP = 1e-7  # to the optimum, relative to the largest possible gain: far below what is known of sensitivities
@@ -148,7 +145,7 @@ def _solve(
         if most_seconds is not None:
             share = time[layers, formats] / (most_seconds or 1.0)
             limits.append(LinearConstraint(share[None], -np.inf, 1.0 if most_seconds else 0.0))
-        with _without_output():
+        with without_output():
             result = milp(
                 gain / largest * _SCALE,
                 integrality=np.ones(count),
@@ -167,28 +164,6 @@ def _solve(
         if over <= 0:
             return chosen, result.status == 0
         limit -= -(-over // unit)  # the solver's tolerance let it pass: ask for that much less
-
-
-@contextmanager
-def _without_output() -> Iterator[None]:
-    """Keep what C code prints out of standard output: HiGHS 1.12 reports a repaired solution there, whatever
-    `disp` says, and it would stand in the middle of a command's JSON.
-    """
-    try:
-        library = ctypes.CDLL(None)
-        kept = os.dup(1)
-    except (OSError, TypeError):  # no such library (Windows), or no standard output
-        yield
-        return
-    library.fflush(None)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        library.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _refuse_together(

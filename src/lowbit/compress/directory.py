@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lowbit.errors import CheckpointError
-from lowbit.packed.storage import sync_folder
+from lowbit.packed.whole_file import sync_folder
 
 # A directory that holds one of them was written by lowbit and may be replaced.
 MARKS = ("lowbit.json", "lowbit_export.json")

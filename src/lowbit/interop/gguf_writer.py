@@ -7,9 +7,7 @@ Source of the format: the GGUF specification, docs/gguf.md of the ggml project.
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from lowbit.errors import CheckpointError
 from lowbit.model.gguf_types import TENSOR_TYPES
-from lowbit.packed.storage import sync_folder
+from lowbit.packed.whole_file import WholeFile
 
 ALIGNMENT = 32
 _STRING, _ARRAY = 8, 9
@@ -67,22 +65,14 @@ class GGUFWriter:
         self.nbytes = len(head) + sum(_padded(entry.nbytes) for entry in entries)
         self._left = [(entry.name, entry.nbytes) for entry in entries][::-1]
         self._room = 0  # bytes of the current tensor that are to come
-        self._temporary: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, self._temporary = tempfile.mkstemp(
-                prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-            )
-            self._file = os.fdopen(descriptor, "wb", buffering=0)
         except OSError as error:
-            raise self._failure(error) from error
-        try:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(self._file.fileno(), 0, self.nbytes)
-            self._put(memoryview(head))
-        except OSError as error:
-            self._discard()
-            raise self._failure(error) from error
+            raise CheckpointError(
+                f"write {path}: {error.strerror or error}; choose another folder"
+            ) from error
+        self._file = WholeFile(path, self.nbytes)
+        self._file.write(memoryview(head))
 
     def write(self, name: str, raw: np.ndarray) -> None:
         """Append bytes (uint8) of tensor `name`, the one that is due."""
@@ -93,48 +83,19 @@ class GGUFWriter:
             f"{name}: {raw.nbytes} of {self._room} bytes"
         )
         self._room -= raw.nbytes
-        try:
-            self._put(np.ascontiguousarray(raw).reshape(-1).data)
-            if not self._room:
-                self._put(memoryview(b"\0" * (-self._file.tell() % ALIGNMENT)))
-        except OSError as error:
-            raise self._failure(error) from error
+        self._file.write(np.ascontiguousarray(raw).reshape(-1).data)
+        if not self._room:
+            self._file.write(memoryview(b"\0" * (-self._file.tell() % ALIGNMENT)))
 
     def __enter__(self) -> GGUFWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is not None:
-            self._discard()
+            self._file.discard()
             return
         assert not self._left and not self._room, f"{len(self._left)} tensors never came"
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            assert self._temporary is not None
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(self._temporary, 0o666 & ~mask)
-            os.replace(self._temporary, self.path)
-            sync_folder(self.path.parent)
-        except OSError as error:
-            self._discard()
-            raise self._failure(error) from error
-
-    def _put(self, data: memoryview) -> None:
-        while data.nbytes:
-            data = data[self._file.write(data) :]
-
-    def _discard(self) -> None:
-        self._file.close()
-        if self._temporary is not None and os.path.exists(self._temporary):
-            os.unlink(self._temporary)
-
-    def _failure(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"write {self.path}: {error.strerror or error} (the file needs {self.nbytes} bytes); nothing was "
-            "left behind; free space or choose another folder"
-        )
+        self._file.commit()
 
 
 def _padded(nbytes: int) -> int:

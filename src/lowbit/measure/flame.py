@@ -5,13 +5,10 @@ Widths are shares of the time, as in a flame graph turned over. One self-contain
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from html import escape
-from pathlib import Path
 from typing import Any
 
-from lowbit.errors import RequestError
 from lowbit.measure.breakdown import PARTS, parts_of
 from lowbit.measure.plot import COLOURS
 
@@ -80,18 +77,6 @@ def page(result: Mapping[str, Any], title: str) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{''.join(sections)}</html>\n"
     )
-
-
-def write_page(path: str | os.PathLike[str], result: Mapping[str, Any], title: str) -> None:
-    """Write the page; it appears whole or not at all. Raises RequestError where it cannot be written."""
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page(result, title), encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RequestError(f"bench: {target}: {error.strerror}; choose another file") from error
 
 
 def _percent(value: float | None) -> str:

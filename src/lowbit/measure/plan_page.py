@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from lowbit.measure.svg import Point, Series, chart, pareto
 
+COLUMNS = ("formats", "KV", "users", "first token", "per token", "tokens/s", "memory", "loss", "J/token")
+_FIGURES = (  # name in a plan, factor to the unit shown, unit
+    ("time_to_first_token_seconds", 1e3, "ms"),
+    ("time_per_token_seconds", 1e3, "ms"),
+    ("tokens_per_second", 1.0, ""),
+    ("memory_bytes", 1e-6, "MB"),
+    ("loss", 100.0, "%"),
+)
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem;color:#222}
 svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:currentColor}.grid{stroke:#8884}
@@ -31,6 +39,7 @@ def plan_page(result: Mapping[str, Any]) -> str:
     )
     head = f"{escape(str(result['model']))} on {escape(str(result['machine']))}"
     rows = "".join(_row(plan) for plan in plans)
+    header = "".join(f"<th>{name}" for name in COLUMNS)
     notes = "".join(f"<p>{escape(note)}</p>" for note in result.get("notes", ()))
     commands = "".join(
         f"<pre><code>{escape(line)}</code></pre>" for line in (plans[0]["commands"] if plans else ())
@@ -39,8 +48,7 @@ def plan_page(result: Mapping[str, Any]) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Plans: "
         f"{head}</title><style>{_STYLE}</style>"
-        f"<h1>Plans: {head}</h1>{notes}{drawing}<table><tr><th>formats<th>KV bits<th>users<th>first token"
-        f"<th>per token<th>tokens/s<th>memory<th>loss<th>J/token</tr>{rows}</table>"
+        f"<h1>Plans: {head}</h1>{notes}{drawing}<table><tr>{header}</tr>{rows}</table>"
         f"<h2>Carry out the first</h2>{commands or '<p>lowbit does not run this plan itself.</p>'}"
         f"<h2>Where the figures come from</h2>{sources}</html>"
     )
@@ -53,30 +61,31 @@ def label(plan: Mapping[str, Any]) -> str:
     )
 
 
-def _row(plan: Mapping[str, Any]) -> str:
+def cells(plan: Mapping[str, Any]) -> list[tuple[str, tuple[str, str] | None]]:
+    """For each of COLUMNS the figure, and the ends of its interval where there is one."""
     joules = plan["joules_per_token"]
-    cells: Sequence[str] = (
-        escape(label(plan)),
-        str(plan["kv_bits"]),
-        str(plan["batch"]),
-        _with(plan, "time_to_first_token_seconds", 1e3, "ms"),
-        _with(plan, "time_per_token_seconds", 1e3, "ms"),
-        _with(plan, "tokens_per_second", 1, ""),
-        _with(plan, "memory_bytes", 1e-6, "MB"),
-        _with(plan, "loss", 100, "%"),
-        "unknown" if joules is None else f"{joules:.3g}",
-    )
-    return "<tr>" + "".join(f"<td>{cell}" for cell in cells) + "</tr>"
+    return [
+        (label(plan), None),
+        (str(plan["kv_bits"]), None),
+        (str(plan["batch"]), None),
+        *(_figure(plan, *column) for column in _FIGURES),
+        ("unknown" if joules is None else f"{joules:.3g}", None),
+    ]
 
 
-def _with(plan: Mapping[str, Any], name: str, unit: float, suffix: str) -> str:
-    text = f"{plan[name] * unit:,.4g} {suffix}"
-    bounds = plan[f"{name}_interval"]
-    return (
-        text
-        if bounds is None
-        else f"{text}<br><small>{bounds[0] * unit:,.3g} to {bounds[1] * unit:,.3g}</small>"
+def _figure(plan: Mapping[str, Any], name: str, unit: float, suffix: str) -> tuple[str, Any]:
+    value, bounds = plan[name] * unit, plan[f"{name}_interval"]
+    text = f"{value:,.3g}" if value < 1e4 else f"{value:,.0f}"
+    ends = None if bounds is None else tuple(f"{end * unit:,.3g}" for end in bounds)
+    return f"{text} {suffix}".strip(), ends
+
+
+def _row(plan: Mapping[str, Any]) -> str:
+    told = (
+        escape(text) + ("" if ends is None else f"<br><small>{ends[0]} to {ends[1]}</small>")
+        for text, ends in cells(plan)
     )
+    return "<tr>" + "".join(f"<td>{cell}" for cell in told) + "</tr>"
 
 
 def _sources(plan: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import RequestError
+from lowbit.measure.pages import write_page
 from lowbit.measure.svg import Point, Series, chart, histogram, pareto
 
 SPAN, BINS = 5.0, 101  # weights are counted between plus and minus so many root mean squares
@@ -49,22 +50,7 @@ def write_report(path: str | os.PathLike[str], data: Data) -> None:
         or the first with the second under "comparison"; `title` is optional.
     Raises RequestError if the data has nothing to show or the page cannot be written.
     """
-    page = html(data)
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise RequestError(f"report {target}: {error.strerror}; choose another file") from error
-
-
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Raise RequestError if no file can be written at `path`: before the work, not after it."""
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or Path(path).is_dir():
-        raise RequestError(f"report {os.fspath(path)!r}: give a file in a folder that exists")
+    write_page(path, html(data))
 
 
 def html(data: Data) -> str:

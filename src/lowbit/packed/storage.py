@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lowbit.errors import CheckpointError
+from lowbit.packed.whole_file import WholeFile
 
 ALIGNMENT = 64
 _HEADER_LIMIT = 100_000_000  # the limit of the safetensors library
@@ -64,22 +65,8 @@ class TensorWriter:
         self._layout = {name: (_stored(dtype), tuple(shape)) for name, (dtype, shape) in layout.items()}
         self._rows: dict[str, int] = {}  # of tensors that come in parts: how many have come
         self._missing = set(self._layout)
-        self._temporary: str | None = None
-        try:
-            import tempfile  # a megabyte of modules that reading a model does not need
-
-            descriptor, self._temporary = tempfile.mkstemp(
-                prefix=f".{self.path.name}.", suffix=".partial", dir=self.path.parent
-            )
-            self._file = os.fdopen(descriptor, "wb", buffering=0)
-        except OSError as error:
-            raise self._failure(error) from error
-        try:
-            _reserve(self._file.fileno(), self.nbytes)
-            self._put(0, memoryview(header))
-        except OSError as error:
-            self._discard()
-            raise self._failure(error) from error
+        self._file = WholeFile(self.path, self.nbytes)
+        self._file.write(memoryview(header), 0)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Store one tensor. Its dtype and shape must be those of the layout."""
@@ -118,45 +105,17 @@ class TensorWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._discard()
+            self._file.discard()
             return
         if self._missing:
-            self._discard()
+            self._file.discard()
             names = ", ".join(sorted(self._missing)[:5])
             raise CheckpointError(f"write {self.path}: {len(self._missing)} tensors never came: {names}")
-        try:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            assert self._temporary is not None
-            os.chmod(self._temporary, 0o666 & ~_umask())
-            os.replace(self._temporary, self.path)
-            sync_folder(self.path.parent)
-        except OSError as failure:
-            self._discard()
-            raise self._failure(failure) from failure
+        self._file.commit()
 
     def _write(self, offset: int, array: np.ndarray, dtype: np.dtype) -> None:
         little = array.astype(dtype.newbyteorder("<"), copy=False)
-        try:
-            self._put(offset, np.ascontiguousarray(little).reshape(-1).view(np.uint8).data)
-        except OSError as error:
-            raise self._failure(error) from error
-
-    def _put(self, offset: int, data: memoryview) -> None:
-        self._file.seek(offset)
-        while data.nbytes:
-            data = data[self._file.write(data) :]
-
-    def _discard(self) -> None:
-        self._file.close()
-        if self._temporary is not None and os.path.exists(self._temporary):
-            os.unlink(self._temporary)
-
-    def _failure(self, error: OSError) -> CheckpointError:
-        return CheckpointError(
-            f"write {self.path}: {error.strerror or error} (the file needs {self.nbytes} bytes); "
-            "nothing was left behind; free space or choose another folder"
-        )
+        self._file.write(np.ascontiguousarray(little).reshape(-1).view(np.uint8).data, offset)
 
 
 class TensorFile:
@@ -252,26 +211,3 @@ def _header(layout: Layout, metadata: Mapping[str, str]) -> tuple[bytes, dict[st
 def _stored(dtype: Any) -> np.dtype:
     """What NumPy calls a type of the layout."""
     return np.dtype(DTYPES[dtype] if isinstance(dtype, str) and dtype in DTYPES else dtype)
-
-
-def _reserve(descriptor: int, nbytes: int) -> None:
-    """Claim the space now, so that a full disk is noticed before hours of work."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, nbytes)
-    else:
-        os.ftruncate(descriptor, nbytes)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename inside `folder` survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,16 +11,14 @@ with v the objective: nats, bytes or seconds. Items that are alike in every numb
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lowbit.errors import UnsupportedError
 from lowbit.formats import Format
+from lowbit.quiet import without_output
 
 GAP = 1e-6
 
@@ -74,7 +72,7 @@ def choose(items: Sequence[Item], objective: str, limits: Mapping[str, float]) -
     tie = sum(
         values(name) / (float(np.abs(values(name)).max()) or 1.0) for name in ("bytes", "decode", "nats")
     )
-    with _quiet():
+    with without_output():
         result = milp(
             cost / largest * 1e3 + 1e-6 * tie,
             integrality=np.ones(count),
@@ -121,23 +119,3 @@ def spread(item: Item, counts: Sequence[int]) -> dict[str, Format]:
     order = sorted(range(len(item.formats)), key=lambda f: -item.formats[f].bits_per_weight(4096))
     picked = [item.formats[f] for f in order for _ in range(counts[f])]
     return {tensor: fmt for member, fmt in zip(item.members or (item.tensors,), picked) for tensor in member}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """HiGHS prints a repaired solution to standard output whatever `disp` says; keep it out of --json."""
-    try:
-        library = ctypes.CDLL(None)
-        kept = os.dup(1)
-    except (OSError, TypeError):
-        yield
-        return
-    library.fflush(None)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        library.fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
