@@ -75,9 +75,13 @@ def cells(plan: Mapping[str, Any]) -> list[tuple[str, tuple[str, str] | None]]:
 
 def _figure(plan: Mapping[str, Any], name: str, unit: float, suffix: str) -> tuple[str, Any]:
     value, bounds = plan[name] * unit, plan[f"{name}_interval"]
-    text = f"{value:,.3g}" if value < 1e4 else f"{value:,.0f}"
-    ends = None if bounds is None else tuple(f"{end * unit:,.3g}" for end in bounds)
-    return f"{text} {suffix}".strip(), ends
+    ends = None if bounds is None else tuple(_number(end * unit) for end in bounds)
+    return f"{_number(value)} {suffix}".strip(), ends
+
+
+def _number(value: float) -> str:
+    """Three digits, and no power of ten for a thousand."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _row(plan: Mapping[str, Any]) -> str:
